@@ -1,0 +1,93 @@
+"""Launch configurations: whatever was measured, every default must be one that the checks accept."""
+
+import itertools
+
+import pytest
+
+from moe_align.strategy import (
+    MAX_TILE,
+    RUN_CONFIG_LIMITS,
+    checked_run_config,
+    default_run_config,
+    run_config_for,
+)
+
+each_implementation = pytest.mark.parametrize("implementation", sorted(RUN_CONFIG_LIMITS))
+NUM_SLOTS = sorted({0, 1, 3, *(2**power + step for power in range(2, 31, 2) for step in (-1, 0, 1))})
+NUM_EXPERTS = [1, 2, 5, 8, 16, 64, 127, 128, 129, 160, 256, 257, 385, 512, 513, 896, 1024, 1025, 8191, 65534]
+SHAPES = list(itertools.product(NUM_SLOTS, NUM_EXPERTS))
+
+
+@each_implementation
+def test_defaults_are_complete_and_within_the_limits(implementation):
+    for num_slots, num_experts in SHAPES:
+        config = default_run_config(implementation, num_slots, num_experts)
+        assert set(config) == set(RUN_CONFIG_LIMITS[implementation]), (num_slots, num_experts)
+        assert checked_run_config(implementation, config) == config
+
+
+@each_implementation
+def test_default_tiles_fit(implementation):
+    for num_slots, num_experts in SHAPES:
+        config = run_config_for(implementation, None, num_slots, num_experts)
+        assert config["BLOCK_SIZE"] * config.get("EXPERT_BLOCK", 1) <= MAX_TILE, (num_slots, num_experts)
+
+
+@each_implementation
+def test_nothing_given_is_the_default(implementation):
+    for num_slots, num_experts in SHAPES:
+        default = default_run_config(implementation, num_slots, num_experts)
+        assert run_config_for(implementation, None, num_slots, num_experts) == default
+        assert run_config_for(implementation, {}, num_slots, num_experts) == default
+
+
+@each_implementation
+def test_what_is_given_wins_and_the_rest_is_the_default(implementation):
+    default = default_run_config(implementation, 1024, 256)
+    for name, value in default.items():
+        given = {name: 2 if value == 1 else value // 2}
+        assert run_config_for(implementation, given, 1024, 256) == {**default, **given}
+
+
+@each_implementation
+def test_the_smallest_and_largest_value_of_each_option_are_taken(implementation):
+    for name, most in RUN_CONFIG_LIMITS[implementation].items():
+        for value in (1, most):
+            assert checked_run_config(implementation, {name: value}) == {name: value}
+
+
+@each_implementation
+def test_values_past_the_limits_are_refused(implementation):
+    for name, most in RUN_CONFIG_LIMITS[implementation].items():
+        for value in (-1, 0, most + 1, 2 * most):
+            with pytest.raises(ValueError, match="expected") as failure:
+                checked_run_config(implementation, {name: value})
+            assert f"run_config[{name!r}]" in str(failure.value)
+            assert f"from 1 to {most}, got {value}" in str(failure.value)
+
+
+@pytest.mark.parametrize("name", ["BLOCK_SIZE", "EXPERT_BLOCK", "num_warps"])
+@pytest.mark.parametrize("value", [3, 5, 6, 12])
+def test_tiles_and_warps_are_powers_of_two(name, value):
+    with pytest.raises(ValueError, match=f"a power of two from 1 to .*, got {value}"):
+        checked_run_config("deterministic", {name: value})
+
+
+def test_stages_need_not_be_a_power_of_two():
+    assert checked_run_config("deterministic", {"NUM_STAGE": 3}) == {"NUM_STAGE": 3}
+
+
+@pytest.mark.parametrize(("block_size", "expert_block", "fits"), [(65536, 16, True), (65536, 32, False)])
+def test_tile_limit(block_size, expert_block, fits):
+    given = {"BLOCK_SIZE": block_size, "EXPERT_BLOCK": expert_block}
+    if fits:
+        assert given.items() <= run_config_for("deterministic", given, 100, 100).items()
+    else:
+        with pytest.raises(ValueError, match=r"EXPERT_BLOCK is 2097152, expected at most 1048576"):
+            run_config_for("deterministic", given, 100, 100)
+
+
+@pytest.mark.parametrize("given", ["BLOCK_SIZE", 128, [("BLOCK_SIZE", 128)]], ids=["str", "int", "list"])
+def test_only_a_dict_is_a_configuration(given):
+    with pytest.raises(TypeError, match=f"run_config: expected a dict or None, got {type(given).__name__}"):
+        checked_run_config("deterministic", given)
