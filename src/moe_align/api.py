@@ -114,6 +114,8 @@ def schedule_blocks(counts: torch.Tensor, num_slots: int, block_size: int) -> to
     _check_tensor("counts", counts, (torch.int32,))
     if counts.dim() != 1 or not len(counts):
         raise ValueError(f"counts: expected shape [num_experts], at least 1 expert, got {list(counts.shape)}")
+    if len(counts) > MAX_TILE:
+        raise ValueError(f"counts: expected at most {MAX_TILE} experts, got {len(counts)}")
     _check_int("num_slots", num_slots)
     if not 0 <= num_slots <= _MAX_NUM_SLOTS:
         raise ValueError(f"num_slots: expected 0 to {_MAX_NUM_SLOTS}, got {num_slots}")

@@ -130,19 +130,17 @@ def test_strided_counts(device):
     assert schedule_blocks(counts, 4, 2).tolist() == oracle.schedule([3, 0, 1], 2, 4)
 
 
-overflows = pytest.mark.xfail(reason="count + block_size - 1 overflows int32 in the kernel")
-
-
 @pytest.mark.parametrize(
     "block_size",
     [
         pytest.param(2**30, id="2**30"),
         pytest.param(2**31 - 5, id="2**31-5"),
-        pytest.param(2**31 - 4, id="2**31-4", marks=overflows),
-        pytest.param(2**31 - 1, id="2**31-1", marks=overflows),
+        pytest.param(2**31 - 4, id="2**31-4"),
+        pytest.param(2**31 - 1, id="2**31-1"),
     ],
 )
 def test_blocks_larger_than_every_expert(device, block_size):
+    # From 2**31 - 4 on, count + block_size - 1 is no int32 any more.
     assert_launch_writes(device, [5, 0, 3], block_size, capacity=4)
 
 
@@ -232,3 +230,14 @@ def test_errors_say_what_was_expected_and_what_came(arguments, error, said):
     message = str(failure.value)
     assert message.startswith(said[0] + ":")
     assert [part for part in said if part not in message] == [], message
+
+
+def test_counts_that_sum_past_32_bits_are_cut_off(device):
+    counts = torch.tensor([2**31 - 1, 2**31 - 1, 2**31 - 1, 5], dtype=torch.int32, device=device)
+    assert schedule_blocks(counts, num_slots=3, block_size=1).tolist() == [[0, 0, 0], [0, 1, 1], [0, 2, 2]]
+
+
+def test_more_experts_than_a_tile_holds_are_refused():
+    counts = torch.empty(2**20 + 1, dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"counts: expected at most 1048576 experts, got 1048577"):
+        schedule_blocks(counts, num_slots=3, block_size=1)

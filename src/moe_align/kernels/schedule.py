@@ -24,21 +24,24 @@ def schedule_blocks_kernel(
     expert = tl.program_id(0)
     experts = tl.arange(0, EXPERTS)
     counts = tl.load(counts_ptr + experts, mask=experts <= expert, other=0)
-    blocks = (counts + block_size - 1) // block_size
+    # Rounded up without adding block_size, which may be close to 2**31.
+    blocks = tl.where(counts > 0, (counts - 1) // block_size + 1, 0)
     own = experts == expert
     num_blocks = tl.sum(tl.where(own, blocks, 0))
-    first_block = tl.sum(blocks) - num_blocks
-    first_slot = tl.sum(tl.where(own, 0, counts))
-    for start in range(0, num_blocks, TILE):
+    # 64 bits, because the counts may be anything; blocks that do not fit the capacity are cut off.
+    first_slot = tl.sum(tl.where(own, 0, counts).to(tl.int64))
+    end_block = tl.sum(blocks.to(tl.int64))
+    first_block = tl.minimum(end_block - num_blocks, capacity).to(tl.int32)
+    end_block = tl.minimum(end_block, capacity).to(tl.int32)
+    for start in range(0, end_block - first_block, TILE):
         block = start + tl.arange(0, TILE)
-        # Counts that do not fit the capacity are cut off, never written past it.
-        kept = (block < num_blocks) & (first_block + block < capacity)
+        kept = first_block + block < end_block
         row_ptr = schedule_ptr + (first_block + block).to(tl.int64) * 3
         tl.store(row_ptr, expert, mask=kept)
         tl.store(row_ptr + 1, block, mask=kept)
         tl.store(row_ptr + 2, first_slot + block * block_size, mask=kept)
     if expert == num_experts - 1:
-        for start in range(first_block + num_blocks, capacity, TILE):
+        for start in range(end_block, capacity, TILE):
             row = start + tl.arange(0, TILE)
             row_ptr = schedule_ptr + row.to(tl.int64) * 3
             for column in tl.static_range(3):
