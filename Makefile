@@ -1,14 +1,26 @@
-# `make test` sets up what is missing.
+# Two commands matter: `make bench` and `make test`. Each sets up what is missing.
 #
-#   PYTHON=...   interpreter to start from (python3)
+#   PYTHON=...       interpreter to start from (python3). If it has torch and triton, they are used, not installed.
+#   WHEELHOUSE=...   folder of wheels to install from instead of an index: make it with `make wheelhouse`.
+#   RUN="..."        arguments of `asv-gpu run` for `make bench`, e.g. RUN="v0.1.0..HEAD --rounds 5" (HEAD).
 
 override PYTHON := $(or $(PYTHON),python3)
+override RUN := $(or $(RUN),HEAD)
+TARGET_PYTHON := 3.12
 
 BIN := .venv/bin
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .venv/constraints.txt \
+    $(if $(WHEELHOUSE),--no-index --find-links $(WHEELHOUSE))
+# Only the plugins named here, whatever others the machine's own Python brings along.
 PYTEST := PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest -p xdist
 
-.PHONY: test check lint types doctest setup clean
+.PHONY: bench report test check lint types doctest setup wheelhouse clean
+
+bench: setup
+	$(BIN)/asv-gpu run $(RUN); status=$$?; $(BIN)/asv-gpu report && exit $$status
+
+report: setup
+	$(BIN)/asv-gpu report
 
 test: setup
 	$(PYTEST) -n auto
@@ -18,6 +30,9 @@ check: lint types doctest test
 lint: .venv/ready-to-check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/zizmor --offline --persona=auditor --quiet .github/
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 
 types: .venv/ready-to-check
 	$(BIN)/mypy
@@ -27,9 +42,13 @@ doctest: setup
 
 setup: .venv/ready
 
-.venv/ready: requirements.txt constraints.txt
+.venv/ready: requirements.txt constraints.txt tracking/pyproject.toml tracking/src/asv_bench_gpu/inherit.py
 	rm -rf .venv
-	$(PYTHON) -m venv .venv
+	if $(PYTHON) -c "import torch, triton" 2>/dev/null; then \
+	    $(PYTHON) tracking/src/asv_bench_gpu/inherit.py .venv constraints.txt; \
+	else \
+	    $(PYTHON) -m venv .venv && cp constraints.txt .venv/; \
+	fi
 	$(PIP_INSTALL) -r requirements.txt
 	touch $@
 
@@ -37,5 +56,14 @@ setup: .venv/ready
 	$(PIP_INSTALL) -r requirements-check.txt
 	touch $@
 
+# For a machine with torch and triton but no network, and Python $(TARGET_PYTHON).
+wheelhouse:
+	rm -rf wheelhouse
+	sed -E '/^(torch|triton|ruff|mypy|zizmor)==/d' constraints.txt > /tmp/wheelhouse-$$$$.txt && \
+	$(PYTHON) -m pip download --no-deps --only-binary=:all: --python-version $(TARGET_PYTHON) --implementation cp \
+	    $(foreach glibc,2_28 2_27 2_17,--platform manylinux_$(glibc)_x86_64) \
+	    --platform manylinux2014_x86_64 --platform manylinux1_x86_64 -d wheelhouse -r /tmp/wheelhouse-$$$$.txt && \
+	rm /tmp/wheelhouse-$$$$.txt
+
 clean:
-	rm -rf .venv
+	rm -rf .venv .asv .cache wheelhouse reports/html

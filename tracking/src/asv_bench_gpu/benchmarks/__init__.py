@@ -1,0 +1,1 @@
+"""Benchmark types for asv; asv_runner loads every module here by itself."""

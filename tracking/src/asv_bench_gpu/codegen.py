@@ -1,0 +1,178 @@
+"""What code Triton generates for a launch, for GPUs that need not be there.
+
+Record the launches a function makes, compile each for a target, and read registers, spills, shared memory,
+instructions and atomics off the machine code. Triton is imported on use, never in its interpreter mode.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+#: Target name -> arguments of triton's GPUTarget.
+TARGETS: dict[str, tuple[str, int | str, int]] = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
+
+_POINTERS = {
+    "torch.int32": "*i32",
+    "torch.int64": "*i64",
+    "torch.float32": "*fp32",
+    "torch.float16": "*fp16",
+    "torch.bfloat16": "*bf16",
+}
+_NVIDIA_ATOMICS = ("ATOM", "ATOMG", "ATOMS", "RED", "REDG")
+_AMD_ATOMIC = r"_atomic_|^ds_(add|sub|inc|dec|min|max|and|or|xor|cmpst)"
+_LAUNCH_OPTIONS = ("num_warps", "num_stages", "num_ctas", "launch_cooperative_grid", "launch_pdl", "maxnreg")
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """A kernel and what it was launched with.
+
+    Attributes:
+        kernel: the triton.JITFunction.
+        arguments: parameter name -> value, constants included.
+        options: launch options given (``num_warps``, ...).
+    """
+
+    kernel: Any
+    arguments: dict[str, Any]
+    options: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Resources:
+    """What the generated code needs.
+
+    Attributes:
+        registers: per thread (vector registers on AMD).
+        spill_bytes: stack per thread; 0 when nothing spills.
+        shared_bytes: shared memory per program.
+        instructions: machine instructions.
+        atomics: machine instructions that are atomic in global or shared memory.
+    """
+
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    instructions: int
+    atomics: int
+
+
+def record(function: Callable[[], object]) -> list[Launch]:
+    """The Triton launches ``function`` makes; none is carried out, so CPU tensors will do.
+
+    Raises:
+        RuntimeError: nothing was launched (Triton's interpreter is on, or the function needs no kernel).
+    """
+    launches: list[Launch] = []
+    with _recording(launches):
+        function()
+    if not launches:
+        raise RuntimeError("no Triton kernel was launched")
+    return launches
+
+
+@contextlib.contextmanager
+def _recording(launches: list[Launch]) -> Iterator[None]:
+    from triton.runtime.jit import JITFunction
+
+    def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        options = {name: kwargs.pop(name) for name in _LAUNCH_OPTIONS if name in kwargs}
+        launches.append(Launch(kernel, dict(zip(kernel.arg_names, args, strict=False)) | kwargs, options))
+
+    original = JITFunction.run
+    JITFunction.run = run
+    try:
+        yield
+    finally:
+        JITFunction.run = original
+
+
+def resources(launch: Launch, target: str) -> Resources:
+    """Compile ``launch`` for ``target`` and read the machine code.
+
+    Args:
+        launch: from `record`.
+        target: a key of `TARGETS`.
+
+    Raises:
+        Exception: whatever Triton raises when the kernel does not compile for the target.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    for index, parameter in enumerate(launch.kernel.params):
+        value = launch.arguments[parameter.name]
+        signature[parameter.name] = "constexpr" if parameter.is_constexpr else _type(value)
+        if parameter.is_constexpr:
+            constants[parameter.name] = value
+        elif not isinstance(value, int) or value % 16 == 0:  # torch allocates pointers well aligned
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
+    compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=launch.options)
+    if "amdgcn" in compiled.asm:
+        return _read_amd(compiled.asm["amdgcn"], compiled.metadata.shared)
+    return _read_nvidia(compiled.asm["cubin"], compiled.metadata.shared)
+
+
+def _type(value: Any) -> str:
+    if isinstance(value, int):
+        return "i32" if -(2**31) <= value < 2**31 else "i64"
+    return _POINTERS[str(value.dtype)]
+
+
+def _read_nvidia(cubin: bytes, shared_bytes: int) -> Resources:
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = _output(tools / "cuobjdump", "-res-usage", file.name)
+        code = _output(tools / "nvdisasm", "-c", file.name)
+    opcodes = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", code, re.MULTILINE)
+    return Resources(
+        registers=_number(r"REG:(\d+)", usage),
+        spill_bytes=_number(r"STACK:(\d+)", usage),
+        shared_bytes=shared_bytes,
+        instructions=len(opcodes),
+        atomics=sum(opcode in _NVIDIA_ATOMICS for opcode in opcodes),
+    )
+
+
+def _read_amd(assembly: str, shared_bytes: int) -> Resources:
+    code = assembly.partition(".rodata")[0]
+    opcodes = re.findall(r"^\s+([sv]_\w+|(?:global|flat|buffer|ds|scratch)_\w+)", code, re.MULTILINE)
+    return Resources(
+        registers=_number(r"\.vgpr_count:\s+(\d+)", assembly),
+        spill_bytes=_number(r"\.private_segment_fixed_size:\s+(\d+)", assembly),
+        shared_bytes=shared_bytes,
+        instructions=len(opcodes),
+        atomics=sum(re.search(_AMD_ATOMIC, opcode) is not None for opcode in opcodes),
+    )
+
+
+def _output(tool: Path, *arguments: str) -> str:
+    return subprocess.run([tool, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def _number(pattern: str, text: str) -> int:
+    match = re.search(pattern, text)
+    if match is None:
+        raise ValueError(f"no {pattern} in the compiler's report")
+    return int(match[1])

@@ -1,0 +1,149 @@
+"""The record of finished rounds: the only file a crash can interrupt, and the only source of asv's results.
+
+One JSON line per commit and round, appended and flushed to disk when the round is complete. asv's own result file
+(`<commit>-<environment>.json`, beside it) is derived from the journal and replaced atomically, so it can always be
+rebuilt. A last line without its newline is a round that was being written when the machine died: it is ignored,
+and cut off before the next append.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+SUFFIX = ".rounds.jsonl"  # not ".json": asv takes every .json beside a machine.json for a result file
+
+
+@dataclasses.dataclass
+class Figures:
+    """What one round says of one benchmark.
+
+    Attributes:
+        version: the benchmark's asv version; a figure of another version does not count.
+        params: the parameter values as asv spells them, one list per parameter; empty when it has none.
+        values: one entry per combination of ``params``, in ``itertools.product`` order; None where there is no
+            figure: the reason is in ``skipped``, in ``errors``, or the combination was not selected.
+        skipped: why something cannot be measured here -> the indices in ``values`` it concerns.
+        errors: index in ``values`` (as a string) -> the end of what the benchmark printed when it failed.
+        number: repetitions inside each sample, None for benchmarks without samples (``track_*``).
+    """
+
+    version: str
+    params: list[list[str]]
+    values: list[float | None]
+    skipped: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    errors: dict[str, str] = dataclasses.field(default_factory=dict)
+    number: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """One finished round of one commit, or the reason there is none.
+
+    Attributes:
+        commit: full hash.
+        round: 1, 2, ...; one fresh process each.
+        started_at: UTC, ISO 8601.
+        seconds: wall time of the whole round.
+        facts: what was measured on: ``gpu``, ``driver``, ``torch``, ``triton``, ``cuda``, ``python``.
+        device_before, device_after: state of the GPU around the round (`device.State` as a dict), None without one.
+        verified: comparisons made before the first figure.
+        figures: benchmark name -> Figures.
+        failed: None, or what stopped the round: "build", "verification", "crash", "timeout".
+        message: for a failed round, what a person needs to know.
+    """
+
+    commit: str
+    round: int
+    started_at: str
+    seconds: float
+    facts: dict[str, str] = dataclasses.field(default_factory=dict)
+    device_before: dict[str, Any] | None = None
+    device_after: dict[str, Any] | None = None
+    verified: int = 0
+    figures: dict[str, Figures] = dataclasses.field(default_factory=dict)
+    failed: str | None = None
+    message: str = ""
+
+    def to_json(self) -> str:
+        """The round as one line of JSON."""
+        return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> Round:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: not JSON, another schema, or fields missing or unknown.
+        """
+        data = json.loads(line)
+        if not isinstance(data, dict) or data.pop("schema", None) != SCHEMA:
+            raise ValueError(f"expected a round of schema {SCHEMA}")
+        try:
+            data["figures"] = {name: Figures(**figures) for name, figures in data["figures"].items()}
+            return cls(**data)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"not a round: {error}") from error
+
+
+def read(path: Path) -> Iterator[Round]:
+    """Every complete round in the journal at ``path``, oldest first; none if there is no such file.
+
+    Raises:
+        ValueError: a complete line that is no round (the file was edited or damaged), with its number.
+    """
+    if not path.exists():
+        return
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
+        if not line.endswith("\n"):
+            return
+        try:
+            yield Round.from_json(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+
+
+def standing(path: Path) -> list[Round]:
+    """The finished rounds that count: those after the last failed verification.
+
+    A commit that once gave a wrong result is not to be trusted with what it measured before; a build, a timeout or
+    a crash of the machine takes nothing back.
+    """
+    rounds: list[Round] = []
+    for entry in read(path):
+        if entry.failed == "verification":
+            rounds.clear()
+        elif entry.failed is None:
+            rounds.append(entry)
+    return rounds
+
+
+def append(path: Path, entry: Round) -> None:
+    """Add a round; when this returns it is on disk, and if it never returns nothing half-written will be read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        file.seek(0)
+        complete = file.read().rfind(b"\n") + 1
+        file.truncate(complete)
+        file.write(entry.to_json().encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in ``path``'s folder; on success it replaces ``path`` atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
+        temporary = Path(folder) / path.name
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)

@@ -1,0 +1,149 @@
+"""One round of one commit, in one fresh process: verify first, then measure everything.
+
+`python -m asv_bench_gpu.worker REQUEST PROGRESS_FD`, started by `asv_bench_gpu.runner` in the commit's environment.
+asv itself starts a process per parameter; here all of them share one, so that verification happens where the measuring
+does and a round costs one import of torch. The benchmarks are asv's, found and called as asv does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from asv_bench_gpu import device
+from asv_bench_gpu.benchmarks.timing import Timing
+from asv_bench_gpu.journal import Figures
+from asv_bench_gpu.verification import VerificationError, Verified
+
+#: How much of a failure is kept.
+_MESSAGE_CHARACTERS = 4000
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What the worker leaves for the runner, as JSON; fields as in `journal.Round`."""
+
+    facts: dict[str, str] = dataclasses.field(default_factory=dict)
+    device_before: dict[str, Any] | None = None
+    device_after: dict[str, Any] | None = None
+    verified: int = 0
+    figures: dict[str, Figures] = dataclasses.field(default_factory=dict)
+    failed: str | None = None
+    message: str = ""
+
+
+def measure(benchmark_dir: str, selected: dict[str, list[int]], report: Any = lambda done, of, what: None) -> Outcome:
+    """Run benchmarks of the suite in this process.
+
+    Args:
+        benchmark_dir: the suite's package.
+        selected: benchmark name -> indices of its parameter combinations.
+        report: called before each figure with the number done, the total, and a description.
+
+    Returns:
+        Outcome: with ``failed`` set and no figures at all if a verification failed or could not run; any other
+        failure concerns its own benchmark and is in its ``errors``.
+    """
+    from asv_runner._aux import update_sys_path
+    from asv_runner.discovery import disc_benchmarks
+
+    update_sys_path(benchmark_dir)
+    benchmarks = [benchmark for benchmark in disc_benchmarks(benchmark_dir) if benchmark.name in selected]
+    outcome = Outcome(facts=device.facts())
+
+    caches: dict[str | None, Any] = {None: None}
+    broken: dict[str | None, str] = {}
+    # What is timed comes first: its setup_cache is a verification, and decides over the whole commit.
+    for benchmark in sorted(benchmarks, key=lambda benchmark: isinstance(benchmark, Timing), reverse=True):
+        key = benchmark.setup_cache_key
+        if key in caches or key in broken:
+            continue
+        report(0, 1, "verifying")
+        try:
+            caches[key] = benchmark.do_setup_cache()
+        except Exception as error:
+            if isinstance(error, VerificationError) or isinstance(benchmark, Timing):
+                return dataclasses.replace(outcome, failed="verification", message=_last_traceback())
+            broken[key] = _last_traceback()
+            continue
+        if isinstance(caches[key], Verified):
+            outcome.verified += caches[key].comparisons
+
+    outcome.device_before = _device_state()
+    total = sum(len(selected[benchmark.name]) for benchmark in benchmarks)
+    done = 0
+    for benchmark in benchmarks:
+        key = benchmark.setup_cache_key
+        combinations = list(itertools.product(*benchmark.params)) or [()]
+        figures = outcome.figures[benchmark.name] = Figures(
+            str(benchmark.version), benchmark.params, [None] * len(combinations)
+        )
+        if key in broken:
+            figures.errors.update((str(index), broken[key]) for index in selected[benchmark.name])
+            continue
+        benchmark.set_cache(caches[key])
+        for index in selected[benchmark.name]:
+            report(done, total, " ".join((benchmark.name, *combinations[index])))
+            _measure_one(benchmark, index, figures)
+            done += 1
+    outcome.device_after = _device_state()
+    return outcome
+
+
+def _measure_one(benchmark: Any, index: int, figures: Figures) -> None:
+    """Put one combination's value, its reason to be skipped, or its error into ``figures``."""
+    try:
+        if benchmark.params:
+            benchmark.set_param_idx(index)
+        try:
+            for setup in benchmark._setups:
+                setup(*benchmark._build_params())
+            result = benchmark.do_run()
+        finally:
+            benchmark.do_teardown()
+    except NotImplementedError as reason:  # asv's way to say "not here"
+        figures.skipped.setdefault(str(reason), []).append(index)
+    except Exception:
+        figures.errors[str(index)] = _last_traceback()
+    else:
+        if isinstance(result, dict):
+            (figures.values[index],) = result["samples"]
+            figures.number = result["number"]
+        else:
+            figures.values[index] = result
+
+
+def _device_state() -> dict[str, Any] | None:
+    state = device.state()
+    return None if state is None else dataclasses.asdict(state)
+
+
+def _last_traceback() -> str:
+    return traceback.format_exc()[-_MESSAGE_CHARACTERS:]
+
+
+def main() -> None:
+    """Read the request, measure, write the outcome beside it."""
+    request = json.loads(Path(sys.argv[1]).read_text())
+    last = 0.0
+    with os.fdopen(int(sys.argv[2]), "w") as progress:
+
+        def report(done: int, of: int, what: str) -> None:
+            nonlocal last
+            if time.monotonic() - last > 0.1:
+                last = time.monotonic()
+                print(json.dumps([done, of, what]), file=progress, flush=True)
+
+        outcome = measure(request["benchmark_dir"], request["selected"], report)
+    Path(request["outcome"]).write_text(json.dumps(dataclasses.asdict(outcome), allow_nan=False))
+
+
+if __name__ == "__main__":
+    main()
