@@ -1,0 +1,1 @@
+"""asv suites: one module per question asked."""

@@ -1,0 +1,71 @@
+"""What alignment must give, worked out without the package under test, and how a result differs from it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Placed(NamedTuple):
+    """Every kept slot, ordered by expert and then by slot; three int64 tensors of the same length, and the counts."""
+
+    slots: torch.Tensor
+    experts: torch.Tensor
+    ranks: torch.Tensor
+    counts: torch.Tensor
+
+
+def place(topk_ids: torch.Tensor, num_experts: int) -> Placed:
+    """Where each slot belongs: a stable sort by expert; ids outside the range are dropped."""
+    import torch
+
+    ids = topk_ids.reshape(-1).long()
+    experts, slots = torch.sort(torch.where((ids >= 0) & (ids < num_experts), ids, num_experts), stable=True)
+    ends = torch.searchsorted(experts, torch.arange(num_experts + 1, device=ids.device))
+    experts, slots = experts[: ends[-1]], slots[: ends[-1]]
+    ranks = torch.arange(len(slots), device=ids.device) - ends[experts]
+    return Placed(slots, experts, ranks, ends.diff())
+
+
+def difference(
+    rows: Any, topk_ids: torch.Tensor, topk_weights: torch.Tensor, *, ordered: bool = True, untouched: int | None = None
+) -> str | None:
+    """How rows differ from what they must be, None if they do not.
+
+    Args:
+        rows: slot_index, weights and counts, as `moe_align.align_rows` returns them.
+        topk_ids, topk_weights: its input.
+        ordered: slots must ascend within an expert; otherwise only the set of each expert counts.
+        untouched: what the buffers were filled with, if it must still stand beyond the counts.
+    """
+    import torch
+
+    slot_index, weights, counts = rows
+    num_experts, num_slots = slot_index.shape
+    expected = place(topk_ids, num_experts)
+    wrong = (counts != expected.counts).nonzero()
+    if len(wrong):
+        expert = int(wrong[0])
+        return f"counts[{expert}] is {int(counts[expert])}, expected {int(expected.counts[expert])}"
+    actual = slot_index[expected.experts, expected.ranks].long()
+    actual_weights = weights[expected.experts, expected.ranks]
+    if not ordered:
+        order = (expected.experts * num_slots + actual).argsort()
+        actual, actual_weights = actual[order], actual_weights[order]
+    for name, got, want in (
+        ("slot_index", actual, expected.slots),
+        ("weights", actual_weights, topk_weights.reshape(-1)[expected.slots]),
+    ):
+        wrong = (got != want).nonzero()
+        if len(wrong):
+            at = int(wrong[0])
+            where = f"{name}[{int(expected.experts[at])}, {int(expected.ranks[at])}]"
+            return f"{where} is {got[at].item()}, expected {want[at].item()} ({len(wrong)} differ)"
+    if untouched is not None:
+        beyond = torch.arange(num_slots, device=counts.device) >= counts[:, None]
+        for name, tensor in (("slot_index", slot_index), ("weights", weights)):
+            if bool((beyond & (tensor != untouched)).any()):
+                return f"{name} was written beyond the counts"
+    return None
