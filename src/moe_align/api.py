@@ -10,7 +10,7 @@ import torch
 from moe_align import kernels, reference
 from moe_align.kernels import atomic, scan, schedule
 from moe_align.layouts import Rows, schedule_capacity
-from moe_align.strategy import MAX_TILE, run_config_for
+from moe_align.strategy import MAX_TILE, gpu_name, run_config_for
 
 Implementation = Literal["deterministic", "atomic", "reference"]
 
@@ -74,7 +74,7 @@ def align_rows(
         raise ValueError(f"topk_ids: expected at most {_MAX_NUM_SLOTS} slots, got {num_slots}")
     if implementation not in ("deterministic", "atomic", "reference"):
         raise ValueError(f"implementation: expected 'deterministic', 'atomic' or 'reference', got {implementation!r}")
-    config = run_config_for(implementation, run_config, num_slots, num_experts)
+    config = run_config_for(implementation, run_config, num_slots, num_experts, gpu_name(topk_ids.device))
     if check_ids:
         _check_ids(topk_ids, num_experts)
 

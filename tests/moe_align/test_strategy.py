@@ -1,6 +1,8 @@
 """Launch configurations: whatever was measured, every default must be one that the checks accept."""
 
+import importlib.resources
 import itertools
+import json
 
 import pytest
 
@@ -12,24 +14,32 @@ from moe_align.strategy import (
     run_config_for,
 )
 
+TUNED = {
+    table["gpu"]: table
+    for file in importlib.resources.files("moe_align").joinpath("tuned").iterdir()
+    for table in [json.loads(file.read_text())]
+}
+each_gpu = pytest.mark.parametrize("gpu", [None, "a GPU nobody tuned", *TUNED])
 each_implementation = pytest.mark.parametrize("implementation", sorted(RUN_CONFIG_LIMITS))
 NUM_SLOTS = sorted({0, 1, 3, *(2**power + step for power in range(2, 31, 2) for step in (-1, 0, 1))})
 NUM_EXPERTS = [1, 2, 5, 8, 16, 64, 127, 128, 129, 160, 256, 257, 385, 512, 513, 896, 1024, 1025, 8191, 65534]
 SHAPES = list(itertools.product(NUM_SLOTS, NUM_EXPERTS))
 
 
+@each_gpu
 @each_implementation
-def test_defaults_are_complete_and_within_the_limits(implementation):
+def test_defaults_are_complete_and_within_the_limits(implementation, gpu):
     for num_slots, num_experts in SHAPES:
-        config = default_run_config(implementation, num_slots, num_experts)
+        config = default_run_config(implementation, num_slots, num_experts, gpu)
         assert set(config) == set(RUN_CONFIG_LIMITS[implementation]), (num_slots, num_experts)
         assert checked_run_config(implementation, config) == config
 
 
+@each_gpu
 @each_implementation
-def test_default_tiles_fit(implementation):
+def test_default_tiles_fit(implementation, gpu):
     for num_slots, num_experts in SHAPES:
-        config = run_config_for(implementation, None, num_slots, num_experts)
+        config = run_config_for(implementation, None, num_slots, num_experts, gpu)
         assert config["BLOCK_SIZE"] * config.get("EXPERT_BLOCK", 1) <= MAX_TILE, (num_slots, num_experts)
 
 
@@ -91,3 +101,20 @@ def test_tile_limit(block_size, expert_block, fits):
 def test_only_a_dict_is_a_configuration(given):
     with pytest.raises(TypeError, match=f"run_config: expected a dict or None, got {type(given).__name__}"):
         checked_run_config("deterministic", given)
+
+
+@pytest.mark.parametrize("gpu", TUNED)
+@each_implementation
+def test_a_tuned_shape_gets_what_was_measured_for_it(implementation, gpu):
+    for row in TUNED[gpu][implementation]:
+        assert default_run_config(implementation, row["num_slots"], row["num_experts"], gpu) == row["config"]
+
+
+@pytest.mark.parametrize("gpu", TUNED)
+@each_implementation
+def test_other_shapes_get_the_next_larger_size_of_the_nearest_number_of_experts(implementation, gpu):
+    tuned = {(row["num_experts"], row["num_slots"]): row["config"] for row in TUNED[gpu][implementation]}
+    largest = max(num_slots for _, num_slots in tuned)
+    assert default_run_config(implementation, 257, 257, gpu) == tuned[256, 512]
+    assert default_run_config(implementation, 0, 7, gpu) == tuned[8, 8]
+    assert default_run_config(implementation, 2 * largest, 10_000, gpu) == tuned[512, largest]
