@@ -202,6 +202,7 @@ def test_places_past_two_to_the_31_do_not_overflow(monkeypatch):
         num_slots,
         num_experts,
         BLOCK_SIZE=256,
+        ROW=4,
         EXPERT_BLOCK=1,
         NUM_STAGE=1,
     )
