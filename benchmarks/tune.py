@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 EXPERTS = [8, 64, 128, 256, 512]
-SLOTS = [8, 64, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 262144]
+SLOTS = [8, 64, 256, 512, 1024, 2048, 4096, 8192, 16384, 65536, 262144]
 #: A table entry changes only for a gain above the noise of one short measurement.
 _GAIN = 0.01
 
@@ -34,11 +34,14 @@ def configurations(implementation: str, num_slots: int) -> list[dict[str, int]]:
             for block, warps in itertools.product(blocks, (1, 2, 4, 8, 16, 32))
             if 1 <= block // (warps * 32) <= 8
         ]
-    blocks = [size for size in (32, 64, 128, 256, 512, 1024, 2048, 4096) if size <= widest]
+    # Not much smaller than the input either: every further tile waits for the one before.
+    blocks = [
+        size for size in (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192) if min(widest, 4096) // 4 <= size <= widest
+    ]
     return [
-        {"BLOCK_SIZE": block, "EXPERT_BLOCK": experts, "NUM_STAGE": stages, "num_warps": warps}
-        for block, experts, stages, warps in itertools.product(blocks, (1, 2, 4), (1, 3), (1, 2, 4, 8))
-        if 1 <= block * experts // (warps * 32) <= 32 and (stages == 1 or num_slots > block)
+        {"BLOCK_SIZE": block, "EXPERT_BLOCK": experts, "NUM_STAGE": 1, "num_warps": warps}
+        for block, experts, warps in itertools.product(blocks, (1, 2), (1, 2, 4, 8, 16))
+        if 2 <= block * experts // (warps * 32) <= 32 or block == 32
     ]
 
 
@@ -108,28 +111,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the tables")
     parser.add_argument("--jobs", type=int, default=8, help="processes that compile (%(default)s)")
+    parser.add_argument(
+        "--implementations", nargs="+", default=["deterministic", "atomic"], help="what to tune; the rest is kept (all)"
+    )
     arguments = parser.parse_args()
 
-    jobs = [
-        (implementation, config)
-        for implementation in ("deterministic", "atomic")
-        for config in configurations(implementation, max(SLOTS))
-    ]
+    jobs: list[tuple[str, dict[str, int]]] = []
+    for implementation, num_slots in itertools.product(arguments.implementations, SLOTS):
+        new = ((implementation, config) for config in configurations(implementation, num_slots))
+        jobs += [job for job in new if job not in jobs]
     with concurrent.futures.ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
         list(pool.map(_compile, jobs, chunksize=4))
-    table: dict[str, Any] = {
-        "gpu": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-    }
-    for implementation in ("deterministic", "atomic"):
+    gpu = torch.cuda.get_device_name()
+    file = arguments.out / (re.sub(r"\W+", "_", gpu) + ".json")
+    table: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    table |= {"gpu": gpu, "torch": torch.__version__, "triton": triton.__version__}
+    for implementation in arguments.implementations:
         rows = table[implementation] = []
         for num_experts, num_slots in itertools.product(EXPERTS, SLOTS):
             found = tune(implementation, num_experts, num_slots)
             rows.append({"num_experts": num_experts, "num_slots": num_slots, **found})
             print(implementation, json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    name = re.sub(r"\W+", "_", table["gpu"])
-    (arguments.out / f"{name}.json").write_text(json.dumps(table, indent=1) + "\n")
+    file.write_text(json.dumps(table, indent=1) + "\n")
 
 
 if __name__ == "__main__":
