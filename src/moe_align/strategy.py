@@ -56,7 +56,7 @@ def _tuned(gpu: str | None) -> dict[str, dict[tuple[int, int], dict[str, int]]]:
         return {}
     table = json.loads(file.read_text())
     return {
-        implementation: {(row["num_experts"], row["num_slots"]): row["config"] for row in table[implementation]}
+        implementation: {(row["num_experts"], row["num_slots"]): row["config"] for row in table.get(implementation, ())}
         for implementation in RUN_CONFIG_LIMITS
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="asv-gpu",
         description="Verified, repeatable figures of GPU kernels, commit by commit, in asv's format.",
-        epilog="Exit codes: 0 pass, 2 usage error, or data missing or unverified.",
+        epilog="example: asv-gpu run HEAD. Exit codes: 0 pass, 2 usage error, or data missing or unverified.",
     )
     parser.add_argument("--config", type=Path, default=Path("asv.conf.json"), help="asv's configuration (%(default)s)")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -27,12 +28,16 @@ def _parser() -> argparse.ArgumentParser:
         "measured again, so the same command continues after an interruption.",
         epilog="example: asv-gpu run v0.1.0..HEAD --rounds 10",
     )
-    run.add_argument("commits", nargs="?", default="HEAD", metavar="COMMITS", help="commit or range A..B (%(default)s)")
+    run.add_argument("commits", nargs="*", metavar="COMMITS", help="commits and ranges A..B, A excluded (HEAD)")
     run.add_argument("--rounds", type=_positive, default=10, help="fresh processes per commit (%(default)s)")
     run.add_argument("--bench", metavar="REGEX", help="only benchmarks that match, e.g. 'order.*DeepSeek'")
     run.add_argument("--machine", metavar="NAME", help="name in the results (default: the GPU's, or cpu-ARCHITECTURE)")
     run.add_argument(
-        "--timeout-seconds", type=float, default=900.0, metavar="S", help="limit for one process (%(default)s)"
+        "--timeout-seconds",
+        type=_positive_seconds,
+        default=900.0,
+        metavar="S",
+        help="limit for one process (%(default)s)",
     )
     run.add_argument("--json", action="store_true", help="print the summary as JSON")
     run.set_defaults(command=_run)
@@ -57,10 +62,17 @@ def _positive(text: str) -> int:
     return value
 
 
+def _positive_seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected more than 0, got {text}")
+    return value
+
+
 def _run(arguments: argparse.Namespace) -> int:
     summary = runner.run(
         arguments.config,
-        arguments.commits,
+        " ".join(arguments.commits) if arguments.commits else "HEAD",
         machine=arguments.machine,
         rounds=arguments.rounds,
         bench=arguments.bench,

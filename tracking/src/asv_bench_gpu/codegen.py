@@ -146,6 +146,7 @@ def _read_nvidia(cubin: bytes, shared_bytes: int) -> Resources:
         usage = _output(tools / "cuobjdump", "-res-usage", file.name)
         code = _output(tools / "nvdisasm", "-c", file.name)
     opcodes = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", code, re.MULTILINE)
+    opcodes = [opcode for opcode in opcodes if opcode != "NOP"]  # fills up the last cache line
     return Resources(
         registers=_number(r"REG:(\d+)", usage),
         spill_bytes=_number(r"STACK:(\d+)", usage),

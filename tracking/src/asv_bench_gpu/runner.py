@@ -30,7 +30,7 @@ from typing import Any
 from asv import util
 from asv.benchmarks import Benchmarks
 from asv.config import Config
-from asv.environment import get_environments
+from asv.environment import EnvironmentUnavailable, get_environments
 from asv.plugin_manager import plugin_manager
 from asv.repo import NoSuchNameError, get_repo
 from asv.results import Results, get_filename
@@ -86,7 +86,7 @@ def run(
 
     Args:
         config: asv.conf.json of the project.
-        commits: a commit, or a range ``A..B`` (without A, as git has it).
+        commits: commits and ranges ``A..B`` (without A, as git has it), separated by blanks.
         machine: name of the machine in the results; by default the GPU's name, or the CPU architecture's.
         rounds: fresh processes per commit; benchmarks that ask for fewer get fewer.
         bench: regular expression; only matching benchmarks, spelt ``module.Class.method(parameters)``.
@@ -101,8 +101,7 @@ def run(
         benchmarks = _discover(conf, bench)
         facts = _facts()
         name = machine or _machine_name(facts)
-        (environment,) = get_environments(conf, None)
-        environment.create()
+        environment = _environment(conf)
         _save_machine(conf, name, facts)
         session = _Session(conf, repo, environment, benchmarks, name, rounds, timeout_seconds)
         session.run(hashes)
@@ -132,12 +131,16 @@ class _Session:
 
     def run(self, hashes: list[str]) -> None:
         """Every missing round of every commit."""
+        for commit in hashes:
+            self._derive(commit)  # the run before may have ended between the journal and the result file
         total = self.rounds * len(hashes)
         durations: list[float] = []
         given_up: set[str] = set()
         for done, (number, commit) in enumerate(self._plan(hashes)):
             label = f"{commit[:8]} round {number}/{self.rounds}"
             if commit in given_up:
+                continue
+            if not self._asked_for(number):
                 continue
             selected = self._missing(commit, number)
             if not selected:
@@ -168,7 +171,9 @@ class _Session:
         started = time.monotonic()
         try:
             self.environment.install_project(self.conf, self.repo, commit)
-        except (util.ProcessError, util.UserError) as error:
+        except util.ProcessError as error:
+            return dataclasses.replace(entry, failed="build", message=f"{error}\n{error.stdout}{error.stderr}")
+        except util.UserError as error:
             return dataclasses.replace(entry, failed="build", message=str(error))
         try:
             outcome = self._work(selected, label, left)
@@ -225,13 +230,15 @@ class _Session:
             loaded: dict[str, Any] = json.loads(outcome.read_text())
             return loaded
 
+    def _asked_for(self, number: int) -> dict[str, Any]:
+        """The benchmarks that want this many rounds."""
+        return {name: benchmark for name, benchmark in self.benchmarks.items() if number <= benchmark.get("rounds", 1)}
+
     def _missing(self, commit: str, number: int) -> dict[str, list[int]]:
         """What this round still has to measure: benchmark -> indices of parameter combinations."""
         recorded = [entry.figures for entry in journal.standing(self._journal(commit))]
         missing = {}
-        for name, benchmark in self.benchmarks.items():
-            if number > benchmark.get("rounds", 1):
-                continue
+        for name, benchmark in self._asked_for(number).items():
             combinations = _combinations(benchmark["params"])
             have = dict.fromkeys(combinations, 0)
             for figures in (entry[name] for entry in recorded if name in entry):
@@ -276,7 +283,10 @@ class _Session:
     def _derive(self, commit: str) -> None:
         """Write asv's result file from the journal; without standing figures there is none."""
         path = Path(self.conf.results_dir, self._filename(commit))
-        rounds = journal.standing(self._journal(commit))
+        try:
+            rounds = journal.standing(self._journal(commit))
+        except ValueError as error:
+            raise UsageError(f"damaged record: {error}; restore the file, or delete it to measure again") from error
         if not rounds:
             path.unlink(missing_ok=True)
             return
@@ -341,9 +351,7 @@ def _project(config: Path) -> Iterator[Any]:
     before = os.getcwd()
     os.chdir(config.resolve().parent)
     try:
-        conf = Config.load(config.name)
-        for plugin in conf.plugins:
-            plugin_manager.import_plugin(plugin)
+        conf = _load(config)
         Path(conf.env_dir).mkdir(parents=True, exist_ok=True)
         with Path(conf.env_dir, "asv-gpu.lock").open("w") as lock:
             try:
@@ -351,22 +359,45 @@ def _project(config: Path) -> Iterator[Any]:
             except BlockingIOError:
                 raise UsageError("another asv-gpu run is under way in this checkout; wait for it to end") from None
             yield conf
-    except (util.UserError, NoSuchNameError) as error:
+    except (util.UserError, NoSuchNameError, EnvironmentUnavailable) as error:
         raise UsageError(str(error)) from error
     finally:
         os.chdir(before)
 
 
+def _load(config: Path) -> Any:
+    """asv's configuration, with its plugins imported."""
+    try:
+        conf = Config.load(config.name)
+        for plugin in conf.plugins:
+            plugin_manager.import_plugin(plugin)
+    except (ValueError, ImportError) as error:
+        raise UsageError(f"{config}: {error}") from error
+    return conf
+
+
+def _environment(conf: Any) -> Any:
+    """The one environment that the configuration describes, created if need be."""
+    environments = list(get_environments(conf, None, verbose=True))
+    if len(environments) != 1:
+        described = f"environment_type {conf.environment_type!r}, pythons {conf.pythons}, matrix {conf.matrix}"
+        raise UsageError(f"expected one environment, got {len(environments)} from {described}")
+    environments[0].create()
+    return environments[0]
+
+
 def _resolve(conf: Any, commits: str) -> list[str]:
-    """Full hashes, oldest first."""
-    arguments = ["--reverse", commits] if ".." in commits else ["--max-count=1", commits]
-    command = ["git", "-C", conf.repo, "rev-list", *arguments, "--"]
-    listing = subprocess.run(command, capture_output=True, text=True)
-    if listing.returncode:
-        raise UsageError(f"COMMITS: expected a commit or a range A..B, got {commits!r}: {listing.stderr.strip()}")
-    hashes = listing.stdout.split()
-    if not hashes:
-        raise UsageError(f"COMMITS: {commits!r} is an empty range")
+    """Full hashes; each part oldest first, none twice."""
+    hashes: list[str] = []
+    for part in commits.split() or [commits]:
+        arguments = ["--reverse", part] if ".." in part else ["--max-count=1", part]
+        command = ["git", "-C", conf.repo, "rev-list", *arguments, "--"]
+        listing = subprocess.run(command, capture_output=True, text=True)
+        if listing.returncode:
+            raise UsageError(f"COMMITS: expected a commit or a range A..B, got {part!r}: {listing.stderr.strip()}")
+        if not listing.stdout:
+            raise UsageError(f"COMMITS: {part!r} is an empty range")
+        hashes += [commit for commit in listing.stdout.split() if commit not in hashes]
     return hashes
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
+import numbers
 import os
 import sys
 import time
@@ -20,7 +22,7 @@ from typing import Any
 from asv_bench_gpu import device
 from asv_bench_gpu.benchmarks.timing import Timing
 from asv_bench_gpu.journal import Figures
-from asv_bench_gpu.verification import VerificationError, Verified
+from asv_bench_gpu.verification import Unavailable, VerificationError, Verified
 
 #: How much of a failure is kept.
 _MESSAGE_CHARACTERS = 4000
@@ -63,18 +65,20 @@ def measure(benchmark_dir: str, selected: dict[str, list[int]], report: Any = la
     # What is timed comes first: its setup_cache is a verification, and decides over the whole commit.
     for benchmark in sorted(benchmarks, key=lambda benchmark: isinstance(benchmark, Timing), reverse=True):
         key = benchmark.setup_cache_key
-        if key in caches or key in broken:
-            continue
-        report(0, 1, "verifying")
-        try:
-            caches[key] = benchmark.do_setup_cache()
-        except Exception as error:
-            if isinstance(error, VerificationError) or isinstance(benchmark, Timing):
-                return dataclasses.replace(outcome, failed="verification", message=_last_traceback())
-            broken[key] = _last_traceback()
-            continue
-        if isinstance(caches[key], Verified):
-            outcome.verified += caches[key].comparisons
+        if key not in caches and key not in broken:
+            report(0, 1, "verifying")
+            try:
+                caches[key] = benchmark.do_setup_cache()
+            except Exception as error:
+                if isinstance(error, VerificationError) or isinstance(benchmark, Timing):
+                    return dataclasses.replace(outcome, failed="verification", message=_last_traceback())
+                broken[key] = _last_traceback()
+                continue
+            if isinstance(caches[key], Verified):
+                outcome.verified += caches[key].comparisons
+        if isinstance(benchmark, Timing) and not isinstance(caches[key], Verified | Unavailable):
+            message = f"{benchmark.name}: its setup_cache returned {caches[key]!r}, expected what verify() returns"
+            return dataclasses.replace(outcome, failed="verification", message=message)
 
     outcome.device_before = _device_state()
     total = sum(len(selected[benchmark.name]) for benchmark in benchmarks)
@@ -113,11 +117,14 @@ def _measure_one(benchmark: Any, index: int, figures: Figures) -> None:
     except Exception:
         figures.errors[str(index)] = _last_traceback()
     else:
+        value = result
         if isinstance(result, dict):
-            (figures.values[index],) = result["samples"]
+            (value,) = result["samples"]
             figures.number = result["number"]
+        if isinstance(value, numbers.Real) and math.isfinite(value):
+            figures.values[index] = int(value) if isinstance(value, numbers.Integral) else float(value)
         else:
-            figures.values[index] = result
+            figures.errors[str(index)] = f"expected a finite number, got {value!r}"
 
 
 def _device_state() -> dict[str, Any] | None:

@@ -1,0 +1,45 @@
+"""Processes of their own, for what the test's process cannot be: fresh, killed, or without Triton's interpreter."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+#: A torch that sees no GPU and is imported in a moment.
+TORCH_WITHOUT_GPU = "class cuda:\n    def is_available():\n        return False\n"
+
+
+def environ(path=(), **variables):
+    """The environment with ``variables`` (None removes one) and PYTHONPATH of ``path``; no interpreter of Triton's."""
+    wanted = {"TRITON_INTERPRET": None, "PYTHONPATH": os.pathsep.join(map(str, path)) or None, **variables}
+    merged = {**os.environ, **wanted}
+    return {name: value for name, value in merged.items() if value is not None}
+
+
+def python(*arguments, path=(), cwd=None, executable=sys.executable, **variables):
+    """Run Python to its end; the caller judges ``returncode``."""
+    command = [executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environ(path, **variables), capture_output=True, text=True)
+
+
+def output(*arguments, **options):
+    """What a Python process that must succeed prints."""
+    done = python(*arguments, **options)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def once(tmp_path_factory, name, make):
+    """What ``make()`` returns, as JSON has it; made once per test run, by whichever process of pytest comes first."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    result = folder / f"{name}.json"
+    with (folder / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not result.exists():
+            result.write_text(json.dumps(make()))
+        return json.loads(result.read_text())

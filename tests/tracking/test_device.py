@@ -1,0 +1,122 @@
+import dataclasses
+import importlib.metadata
+import platform
+import sys
+import types
+
+import pynvml
+import pytest
+from asv_bench_gpu import device
+from asv_bench_gpu.device import State
+
+from tests.tracking import processes
+
+WITHOUT_GPU = types.SimpleNamespace(cuda=types.SimpleNamespace(is_available=lambda: False))
+
+
+def _raise_nvml_error():
+    raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+
+@pytest.fixture
+def without_gpu(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", WITHOUT_GPU)
+    monkeypatch.setattr(pynvml, "nvmlInit", _raise_nvml_error)
+
+
+def test_facts_without_a_gpu_name_none(without_gpu):
+    facts = device.facts()
+    assert facts["python"] == platform.python_version()
+    assert facts["triton"] == importlib.metadata.version("triton")
+    assert set(facts) == {"python", "torch", "triton"}
+
+
+def test_facts_without_torch(monkeypatch):
+    def version(package):
+        if package in ("torch", "triton"):
+            raise importlib.metadata.PackageNotFoundError(package)
+        return real(package)
+
+    real = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert device.facts() == {"python": platform.python_version()}
+
+
+def test_facts_with_the_real_torch_and_its_gpus_hidden():
+    script = "import json; from asv_bench_gpu import device; print(sorted(device.facts()), device.state())"
+    shown = processes.output("-c", script, CUDA_VISIBLE_DEVICES="")
+    assert shown == "['python', 'torch', 'triton'] None\n"
+
+
+def test_no_state_without_nvml(without_gpu):
+    assert device.state() is None
+
+
+def test_no_state_where_torch_sees_no_gpu(monkeypatch):
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setitem(sys.modules, "torch", WITHOUT_GPU)
+    assert device.state() is None
+
+
+class FakeNvml:
+    """As much of NVML as `state` asks, of one GPU with given reasons for its clocks."""
+
+    def __init__(self, monkeypatch, reasons):
+        monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+        for name, answer in {
+            "nvmlDeviceGetHandleByUUID": lambda uuid: uuid,
+            "nvmlDeviceGetCurrentClocksEventReasons": lambda handle: reasons,
+            "nvmlDeviceGetClockInfo": lambda handle, kind: {pynvml.NVML_CLOCK_SM: 1980, pynvml.NVML_CLOCK_MEM: 3201}[
+                kind
+            ],
+            "nvmlDeviceGetTemperature": lambda handle, sensor: 41,
+            "nvmlDeviceGetPowerUsage": lambda handle: 123_456,
+        }.items():
+            monkeypatch.setattr(pynvml, name, answer)
+        properties = types.SimpleNamespace(uuid="0-1-2")
+        cuda = types.SimpleNamespace(is_available=lambda: True, get_device_properties=lambda: properties)
+        monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=cuda))
+
+
+@pytest.mark.parametrize(
+    ("reasons", "names"),
+    [
+        pytest.param(0, [], id="none"),
+        pytest.param(pynvml.nvmlClocksEventReasonGpuIdle, [], id="idle-is-no-throttle"),
+        pytest.param(pynvml.nvmlClocksEventReasonSwPowerCap, ["SwPowerCap"], id="power"),
+        pytest.param(
+            pynvml.nvmlClocksEventReasonGpuIdle | pynvml.nvmlClocksEventReasonSwThermalSlowdown,
+            ["SwThermalSlowdown"],
+            id="idle-and-thermal",
+        ),
+    ],
+)
+def test_state_names_what_holds_the_clocks_down(monkeypatch, reasons, names):
+    FakeNvml(monkeypatch, reasons)
+    assert device.state() == State(1980, 3201, 41, 123.456, names)
+
+
+def test_nothing_of_cuda_is_imported_with_the_module():
+    script = "import sys, asv_bench_gpu.device; print({'torch', 'triton', 'pynvml'} & set(sys.modules))"
+    assert processes.output("-c", script) == "set()\n"
+
+
+@pytest.mark.gpu
+class TestOnGpu:
+    def test_facts(self):
+        import torch
+
+        facts = device.facts()
+        assert facts["gpu"] == torch.cuda.get_device_name()
+        assert facts["cuda"] == torch.version.cuda
+        assert facts["driver"].split(".")[0].isdecimal()
+
+    def test_state(self):
+        state = device.state()
+        assert 100 <= state.sm_clock_mhz <= 5000
+        assert 100 <= state.memory_clock_mhz <= 20000
+        assert 10 <= state.temperature_c <= 110
+        assert 5 <= state.power_w <= 2000
+        assert {type(value) for value in dataclasses.astuple(state)[:3]} == {int}
+        assert not [reason for reason in state.throttle_reasons if not reason.isidentifier()]
