@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from asv_bench_gpu.verification import Unavailable, VerificationError, Verified, verify
 
 from benchmarks import oracle
 from benchmarks.shapes import Model, route
 
+if TYPE_CHECKING:
+    import torch
+
 _SENTINEL = -7
+_GUARD = 1024
 #: Tokens, top_k, experts: nothing, one slot, around a tile of 128, primes, experts not a power of two.
 _SIZES = [(0, 2, 5), (1, 1, 1), (3, 3, 5), (127, 1, 8), (64, 2, 7), (43, 3, 33), (64, 8, 257), (331, 8, 128)]
-#: (experts, EXPERT_BLOCK, BLOCK_SIZE), the block never dividing the experts: the last program owns fewer.
-_PARTIAL_BLOCKS = [(5, 4, 64), (7, 2, 64), (129, 8, 128)]
+#: Numbers of experts that EXPERT_BLOCK does not divide: the last program owns fewer.
+_PARTIAL_BLOCKS = [
+    (5, {"EXPERT_BLOCK": 4, "BLOCK_SIZE": 64}),
+    (7, {"EXPERT_BLOCK": 2, "BLOCK_SIZE": 64}),
+    (129, {"EXPERT_BLOCK": 8, "BLOCK_SIZE": 128}),
+]
 
 
 def comparisons(device: str) -> Iterator[tuple[str, str | None]]:
@@ -28,10 +39,15 @@ def comparisons(device: str) -> Iterator[tuple[str, str | None]]:
 
     def compare(what: str, ids: torch.Tensor, num_experts: int, implementation: str, **options: object) -> str | None:
         topk_weights = torch.rand(ids.shape, generator=torch.Generator(device).manual_seed(len(what)), device=device)
-        out = Rows.empty(num_experts, ids.numel(), topk_weights.dtype, topk_weights.device)
-        for tensor in out:
-            tensor.fill_(_SENTINEL)
+        # Between guards, so that a write past the end lands where it is seen.
+        buffers, out = [], Rows.empty(num_experts, ids.numel(), topk_weights.dtype, topk_weights.device)
+        for name, tensor in out._asdict().items():
+            buffers.append(torch.full((tensor.numel() + 2 * _GUARD,), _SENTINEL, dtype=tensor.dtype, device=device))
+            out = out._replace(**{name: buffers[-1][_GUARD:-_GUARD].view(tensor.shape)})
         align_rows(ids, topk_weights, num_experts, out=out, implementation=implementation, **options)
+        for name, buffer in zip(out._fields, buffers, strict=True):
+            if bool((buffer[:_GUARD] != _SENTINEL).any() | (buffer[-_GUARD:] != _SENTINEL).any()):
+                return f"written outside {name}"
         ordered = implementation != "atomic"
         return oracle.difference(out, ids, topk_weights, ordered=ordered, untouched=_SENTINEL)
 
@@ -41,18 +57,53 @@ def comparisons(device: str) -> Iterator[tuple[str, str | None]]:
             shape = (num_tokens, top_k)
             # Ids from -2 to num_experts + 1: duplicates in a row, and ids outside the range.
             ids = torch.randint(-2, num_experts + 2, shape, generator=generator, device=device)
-            for dtype in (torch.int32, torch.int64):
-                what = f"{implementation}, {num_tokens} x {top_k} {dtype} of {num_experts} experts"
-                yield what, compare(what, ids.to(dtype), num_experts, implementation)
+            # Ids that only look like experts in their lower 32 bits.
+            wide = ids + 2**32 * (ids % 3 == 0)
+            for typed in (ids.int(), ids.long(), wide.long()):
+                what = f"{implementation}, {num_tokens} x {top_k} {typed.dtype} of {num_experts} experts"
+                yield what, compare(what, typed, num_experts, implementation)
         for routing in ("one expert", "zipf"):
             ids, _ = route(Model(60, 4), 150, routing, device)
             what = f"{implementation}, {routing}"
             yield what, compare(what, ids, 60, implementation)
-    for num_experts, expert_block, block_size in _PARTIAL_BLOCKS:
-        run_config = {"EXPERT_BLOCK": expert_block, "BLOCK_SIZE": block_size}
-        ids, _ = route(Model(num_experts, 3), 50, "uniform", device)
+    for num_experts, run_config in _PARTIAL_BLOCKS:
         what = f"deterministic, {num_experts} experts, {run_config}"
+        ids = _ids_past_the_experts(num_experts, run_config["EXPERT_BLOCK"], device)
         yield what, compare(what, ids, num_experts, "deterministic", run_config=run_config)
+
+
+def stores() -> Iterator[tuple[str, str | None]]:
+    """Look for elements written twice, which a result cannot show; only in Triton's interpreter."""
+    import numpy as np
+    import torch
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    from moe_align import align_rows
+
+    store = InterpreterBuilder.create_masked_store
+    addresses: list[np.ndarray] = []
+
+    def recording_store(builder: Any, pointers: Any, value: Any, mask: Any, *hints: Any) -> Any:
+        addresses.append(pointers.data[mask.data])
+        return store(builder, pointers, value, mask, *hints)
+
+    InterpreterBuilder.create_masked_store = recording_store
+    for num_experts, run_config in _PARTIAL_BLOCKS:
+        ids = _ids_past_the_experts(num_experts, run_config["EXPERT_BLOCK"], "cpu")
+        addresses.clear()
+        align_rows(ids, torch.zeros(ids.shape), num_experts, run_config=run_config)
+        written = np.concatenate(addresses)
+        again = len(written) - len(np.unique(written))
+        what = f"stores, {num_experts} experts, {run_config}"
+        yield what, f"{again} elements were written more than once" if again else None
+
+
+def _ids_past_the_experts(num_experts: int, expert_block: int, device: str) -> torch.Tensor:
+    """Ids that the last program of a scan could take for its own, if it did not know where the experts end."""
+    import torch
+
+    generator = torch.Generator(device).manual_seed(num_experts)
+    return torch.randint(-1, num_experts + expert_block, (50, 3), generator=generator, device=device)
 
 
 def assert_installed() -> None:
@@ -74,7 +125,9 @@ class OnGpu:
         assert_installed()
         if not torch.cuda.is_available():
             return Unavailable("needs a CUDA GPU, and torch sees none")
-        return verify(comparisons("cuda"))
+        with interpreted("stores") as interpreter:
+            compared = verify(comparisons("cuda")).comparisons
+            return Verified(compared + interpreter())
 
     setup_cache.timeout = 600
 
@@ -88,18 +141,34 @@ class OnCpu:
         return verify(comparisons("cpu"))
 
 
-def verify_interpreted() -> Verified:
-    """Verify the installed commit's kernels without a GPU: on CPU tensors, in Triton's interpreter.
+@contextlib.contextmanager
+def interpreted(*what: str) -> Iterator[Callable[[], int]]:
+    """Verify the installed commit's kernels in Triton's interpreter, which needs no GPU.
 
-    In a process of its own, because Triton decides at import whether it interprets.
+    In a process of its own, because Triton decides at import whether it interprets; it runs while the body does.
+
+    Args:
+        what: "comparisons", "stores" or both.
+
+    Yields:
+        A function that waits for the process and returns how many comparisons it made.
+
+    Raises:
+        VerificationError: by that function, if there was a difference or the process failed.
     """
-    root = Path(__file__).resolve().parent.parent
-    environ = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(root)}
-    child = subprocess.run([sys.executable, "-m", __name__], env=environ, capture_output=True, text=True)
-    if child.returncode:
-        raise VerificationError(f"in Triton's interpreter:\n{child.stderr}")
-    return Verified(int(child.stdout))
+    environ = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    command = [sys.executable, "-m", __name__, *what]
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+
+        def finish() -> int:
+            output, errors = child.communicate()
+            if child.returncode:
+                raise VerificationError(f"in Triton's interpreter:\n{errors}")
+            return int(output)
+
+        yield finish
 
 
 if __name__ == "__main__":
-    print(verify(comparisons("cpu")).comparisons)
+    parts = {"comparisons": lambda: comparisons("cpu"), "stores": stores}
+    print(verify(itertools.chain.from_iterable(parts[name]() for name in sys.argv[1:])).comparisons)

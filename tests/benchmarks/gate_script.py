@@ -1,0 +1,127 @@
+"""Run by test_verification in Triton's interpreter: the gate's verdict on mutated copies of the package.
+
+python gate_script.py FOLDER; prints a JSON object, name of the mutant -> what the gate raised, null if nothing.
+"""
+
+import itertools
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Mutant(NamedTuple):
+    """A mistake: in ``file``, each ``old`` (which must occur once) becomes ``new``."""
+
+    file: str
+    edits: tuple[tuple[str, str], ...]
+
+
+def mistake(file, *edits):
+    return Mutant(file, edits)
+
+
+SCAN, ATOMIC, REFERENCE = "kernels/scan.py", "kernels/atomic.py", "reference.py"
+IMPLEMENTATIONS = {SCAN: "deterministic", ATOMIC: "atomic", REFERENCE: "reference"}
+_IDS = "ids = tl.load(topk_ids_ptr + slots, mask=slots < num_slots, other=-1)"
+_CLAMPED = "ids = tl.where(slots < num_slots, tl.minimum(tl.maximum(ids, 0), num_experts - 1), -1)"
+_COUNTS = "tl.store(counts_ptr + experts, counts, mask=owned)"
+_WEIGHTS = "tl.load(topk_weights_ptr + slots,"
+#: None of them writes outside its buffers by more than an element or two: the process must live.
+MUTANTS = {
+    "rank-off-by-one": mistake(
+        SCAN, ("tl.cumsum(hits.to(tl.int32), axis=2) - 1", "tl.cumsum(hits.to(tl.int32), axis=2)")
+    ),
+    "order-reversed-in-a-row": mistake(
+        SCAN, ("tl.cumsum(hits.to(tl.int32), axis=2)", "tl.cumsum(hits.to(tl.int32), axis=2, reverse=True)")
+    ),
+    "ids-not-dropped": mistake(SCAN, (_IDS, f"{_IDS}\n        {_CLAMPED}")),
+    "counts-not-written": mistake(SCAN, (_COUNTS, "pass")),
+    "counts-of-the-last-expert-not-written": mistake(
+        SCAN, (_COUNTS, _COUNTS.replace("mask=owned", "mask=experts < num_experts - 1"))
+    ),
+    "weights-of-slot-0": mistake(SCAN, (_WEIGHTS, _WEIGHTS.replace("slots", "slots * 0"))),
+    "last-slot-dropped": mistake(SCAN, (_IDS, _IDS.replace("slots < num_slots", "slots < num_slots - 1"))),
+    "one-written-beyond-the-counts": mistake(
+        SCAN,
+        (
+            _COUNTS,
+            f"{_COUNTS}\n"
+            "    beyond = slot_index_ptr + experts.to(tl.int64) * num_slots + counts\n"
+            "    tl.store(beyond, 0, mask=owned & (counts < num_slots))",
+        ),
+    ),
+    "experts-past-the-end-wrap-around": mistake(
+        SCAN,
+        ("experts.to(tl.int64)[:, None, None]", "(experts % num_experts).to(tl.int64)[:, None, None]"),
+        (" & owned[:, None, None]", ""),
+    ),
+    "kernel-raises": mistake(SCAN, (_IDS, "ids = tl.no_such_function(slots)")),
+    "atomic-weights-of-slot-0": mistake(ATOMIC, (_WEIGHTS, _WEIGHTS.replace("slots", "slots * 0"))),
+    "atomic-ids-not-dropped": mistake(ATOMIC, (_IDS, f"{_IDS}\n    {_CLAMPED}")),
+    "reference-order-reversed": mistake(REFERENCE, (".nonzero().squeeze(1)", ".nonzero().squeeze(1).flip(0)")),
+}
+
+#: Only the last program of a grid is affected, so only partial blocks are compared: the interpreter is slow.
+PARTIAL_ONLY = {"experts-past-the-end-wrap-around"}
+
+
+def mutate(mutant, folder):
+    """Copy the package's source into ``folder``, mistake included."""
+    shutil.copytree(ROOT / "src", folder)
+    path = folder / "moe_align" / mutant.file
+    source = path.read_text()
+    for old, new in mutant.edits:
+        assert source.count(old) == 1, f"{mutant.file}: expected once, found {source.count(old)} times: {old}"
+        source = source.replace(old, new)
+    path.write_text(source)
+
+
+def verdict(mutant, folder, sizes):
+    """What the gate raises for the package in ``folder``; without ``sizes`` it compares partial blocks only."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "moe_align"]:
+        del sys.modules[name]
+    sys.path.insert(0, str(folder))
+    try:
+        from asv_bench_gpu.verification import verify
+
+        import moe_align
+        from benchmarks import verification
+
+        assert moe_align.__file__.startswith(str(folder))
+        all_sizes = verification._SIZES
+        verification._SIZES = all_sizes if sizes else []
+        # The interpreter is slow: kernels in which there is no mistake are not run.
+        real, wrong = moe_align.align_rows, IMPLEMENTATIONS[mutant.file]
+
+        def align_rows(*arguments, implementation, run_config=None, **keywords):
+            if implementation == wrong:
+                return real(*arguments, implementation=implementation, run_config=run_config, **keywords)
+            return real(*arguments, implementation="reference", **keywords)
+
+        moe_align.align_rows = align_rows
+        try:
+            verify(verification.comparisons("cpu"))
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return None
+    finally:
+        verification._SIZES = all_sizes
+        sys.path.remove(str(folder))
+
+
+def main():
+    verdicts = {}
+    for number, (name, mutant) in zip(itertools.count(), MUTANTS.items()):
+        folder = Path(sys.argv[1], str(number))
+        mutate(mutant, folder)
+        verdicts[name] = verdict(mutant, folder, sizes=name not in PARTIAL_ONLY)
+        print(name, verdicts[name], file=sys.stderr, flush=True)
+    print(json.dumps(verdicts))
+
+
+if __name__ == "__main__":
+    main()

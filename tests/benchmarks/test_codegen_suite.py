@@ -1,0 +1,70 @@
+import json
+
+import pytest
+
+from benchmarks import codegen as suite
+from tests.tracking import processes
+
+TARGETS = ["sm_80", "sm_90", "sm_100", "gfx942"]
+DTYPES = [f"{ids} {weights}" for ids in ("int32", "int64") for weights in ("float32", "float16", "bfloat16")]
+each_target = pytest.mark.parametrize("target", TARGETS)
+each_dtype = pytest.mark.parametrize("dtypes", DTYPES, ids=lambda dtypes: dtypes.replace(" ", "-"))
+# In this order one process of pytest compiles the one while the other compiles the other.
+each_part = pytest.mark.parametrize("part", ["deterministic", "atomic"])
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory):
+    """What code is generated for a strategy; no GPU needed, and none of Triton's interpreter."""
+
+    def generated(*parts):
+        script = processes.ROOT / "tests" / "benchmarks" / "codegen_suite_script.py"
+        make = lambda: json.loads(processes.output(script, *parts, path=[processes.ROOT / "src", processes.ROOT]))  # noqa: E731
+        return processes.once(tmp_path_factory, f"codegen-suite-{parts[0]}", make)
+
+    return lambda part: generated("deterministic") if part == "deterministic" else generated("atomic", "schedule")
+
+
+@each_dtype
+@each_part
+def test_compiles_for_every_target_without_spilling(generated, part, dtypes):
+    for target, launches in generated(part)[f"{part} {dtypes}"].items():
+        assert launches, target
+        for launch in launches:
+            assert launch["spill_bytes"] == 0, (target, launch)
+            assert 1 <= launch["registers"] <= 255, (target, launch)
+            assert launch["instructions"] > 10, (target, launch)
+
+
+@each_dtype
+@each_target
+def test_deterministic_code_has_no_atomic_instruction(generated, target, dtypes):
+    launches = generated("deterministic")[f"deterministic {dtypes}"][target]
+    assert [launch["atomics"] for launch in launches] == [0] * len(launches)
+
+
+@each_dtype
+@each_target
+def test_the_baseline_has_one(generated, target, dtypes):
+    # Which shows that the count would see one in the others.
+    assert sum(launch["atomics"] for launch in generated("atomic")[f"atomic {dtypes}"][target]) >= 1
+
+
+@each_target
+def test_the_schedule_compiles_without_atomics_or_spills(generated, target):
+    (launch,) = generated("atomic")["schedule"][target]
+    assert (launch["atomics"], launch["spill_bytes"]) == (0, 0)
+
+
+def test_the_suite_covers_every_kernel(generated):
+    shown = generated("atomic")
+    assert shown["kernels"] != []
+    assert shown["covered"] == shown["kernels"]
+
+
+def test_the_suite_measures_every_target(generated):
+    assert suite.TARGETS == TARGETS == generated("atomic")["targets"]
+
+
+def test_every_strategy_is_compiled_here(generated):
+    assert generated("atomic")["implementations"] == ["atomic", "deterministic"]

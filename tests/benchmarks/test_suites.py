@@ -1,0 +1,156 @@
+import importlib
+import inspect
+import itertools
+import json
+import pkgutil
+import re
+
+import asv_bench_gpu
+import pytest
+from asv_runner.benchmarks import benchmark_types
+
+import benchmarks
+from benchmarks import order, shapes
+from tests.tracking import processes
+
+assert asv_bench_gpu.__version__  # imported for the benchmark types it brings
+
+#: Called by asv, and by our own benchmark types and suites.
+HOOKS = {"setup", "teardown", "setup_cache", "check", "reallocate", "prepare"}
+MODULES = {
+    name: importlib.import_module(f"benchmarks.{name}") for _, name, _ in pkgutil.iter_modules(benchmarks.__path__)
+}
+CLASSES = {
+    f"{module_name}.{name}": value
+    for module_name, module in MODULES.items()
+    for name, value in vars(module).items()
+    if inspect.isclass(value)
+    and value.__module__ == module.__name__
+    and not name.startswith("_")
+    and not issubclass(value, tuple)
+}
+
+
+def is_benchmark(name):
+    return any(kind.name_regex.match(name) for kind in benchmark_types)
+
+
+def public_methods(cls):
+    return [name for name, value in inspect.getmembers(cls, inspect.isfunction) if not name.startswith("_")]
+
+
+SUITES = {name: cls for name, cls in CLASSES.items() if any(map(is_benchmark, public_methods(cls)))}
+each_suite = pytest.mark.parametrize("suite", [pytest.param(cls, id=name) for name, cls in SUITES.items()])
+
+
+def test_there_are_suites():
+    assert set(SUITES) >= {"order.Rows", "order.Skew", "order.Empty", "host.Call", "codegen.Kernels"}
+
+
+@pytest.mark.parametrize("cls", [pytest.param(cls, id=name) for name, cls in CLASSES.items()])
+def test_asv_runs_or_calls_every_public_method(cls):
+    ignored = [name for name in public_methods(cls) if not is_benchmark(name) and name not in HOOKS]
+    assert ignored == []
+
+
+@pytest.mark.parametrize("module", [pytest.param(module, id=name) for name, module in MODULES.items()])
+def test_no_function_is_taken_for_a_benchmark(module):
+    functions = inspect.getmembers(module, inspect.isfunction)
+    assert [name for name, _ in functions if not name.startswith("_") and is_benchmark(name)] == []
+
+
+@each_suite
+def test_version_is_explicit(suite):
+    assert re.fullmatch(r"[1-9]\d*", suite.version)
+
+
+@each_suite
+def test_every_parameter_has_a_name(suite):
+    params, names = getattr(suite, "params", []), getattr(suite, "param_names", [])
+    assert all(isinstance(values, list) and values for values in params)
+    assert len(params) == len(names) == len(set(names))
+
+
+@each_suite
+def test_no_parameter_has_a_value_twice(suite):
+    # asv would rename the second one.
+    assert [values for values in getattr(suite, "params", []) if len(values) != len(set(values))] == []
+
+
+@each_suite
+def test_a_tracked_figure_has_a_unit(suite):
+    tracked = [getattr(suite, name) for name in public_methods(suite) if name.startswith("track_")]
+    assert all(getattr(method, "unit", getattr(suite, "unit", None)) for method in tracked)
+
+
+@each_suite
+def test_models_and_tokens_are_those_of_shapes(suite):
+    parameters = dict(zip(getattr(suite, "param_names", []), getattr(suite, "params", []), strict=True))
+    assert set(parameters.get("model", [])) <= set(shapes.MODELS)
+    assert set(parameters.get("tokens", [])) <= set(shapes.TOKENS)
+    assert set(parameters.get("routing", [])) <= set(shapes.ROUTINGS)
+
+
+def test_rows_measure_every_model_and_size():
+    models, tokens, implementations = order.Rows.params
+    assert models == list(shapes.MODELS)
+    assert tokens == shapes.TOKENS
+    assert implementations == ["deterministic", "atomic", "floor"]
+
+
+def test_models_are_those_that_were_published():
+    # Append-only: a changed entry would change the meaning of a series.
+    assert dict(itertools.islice(shapes.MODELS.items(), 9)) == {
+        "Mixtral 8x7B (8, 2)": (8, 2),
+        "OLMoE (64, 8)": (64, 8),
+        "gpt-oss-120b (128, 4)": (128, 4),
+        "Qwen3 MoE (128, 8)": (128, 8),
+        "Llama-4 Maverick +shared (129, 2)": (129, 2),
+        "GLM-4.5 +shared (161, 9)": (161, 9),
+        "DeepSeek-V3 (256, 8)": (256, 8),
+        "Kimi-K2 (384, 8)": (384, 8),
+        "Qwen3-Next (512, 10)": (512, 10),
+    }
+
+
+@pytest.mark.parametrize("name", list(shapes.MODELS))
+def test_a_models_name_says_its_shape(name):
+    num_experts, top_k = map(int, re.search(r"\((\d+), (\d+)\)$", name).groups())
+    assert shapes.MODELS[name] == (num_experts, top_k)
+    assert 1 <= top_k <= num_experts
+
+
+_DISCOVER = """
+import json, sys
+from asv_runner._aux import update_sys_path
+from asv_runner.discovery import disc_benchmarks
+folder = sys.argv[1]
+update_sys_path(folder)
+found = list(disc_benchmarks(folder))
+heavy = sorted({"torch", "moe_align"} & set(sys.modules))
+for benchmark in found:
+    for parameters in benchmark.params:
+        assert parameters
+print(json.dumps({"names": [b.name for b in found], "heavy": heavy, "calls": [b.check(folder) for b in found]}))
+"""
+
+
+@pytest.fixture(scope="module")
+def discovered():
+    """What asv finds, in a process of its own."""
+    return json.loads(processes.output("-c", _DISCOVER, processes.ROOT / "benchmarks").splitlines()[-1])
+
+
+def test_asv_discovers_every_benchmark(discovered):
+    expected = [
+        f"{name}.{method}" for name, cls in SUITES.items() for method in public_methods(cls) if is_benchmark(method)
+    ]
+    assert sorted(discovered["names"]) == sorted(expected)
+
+
+def test_importing_the_suites_imports_neither_torch_nor_the_package(discovered):
+    assert discovered["heavy"] == []
+
+
+def test_asv_finds_every_signature_callable(discovered):
+    assert [name for name, ok in zip(discovered["names"], discovered["calls"], strict=True) if not ok] == []

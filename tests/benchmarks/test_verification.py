@@ -1,0 +1,172 @@
+"""The gate bites: each of these mistakes must keep a commit from having figures."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from asv_bench_gpu import inherit
+from asv_bench_gpu.verification import Unavailable
+
+from benchmarks import verification
+from tests.benchmarks import gate_script
+from tests.tracking import processes
+
+ROOT = processes.ROOT
+
+
+@pytest.fixture(scope="module")
+def verdicts(tmp_path_factory):
+    def make():
+        folder = tmp_path_factory.mktemp("mutants")
+        script = ROOT / "tests" / "benchmarks" / "gate_script.py"
+        return json.loads(processes.output(script, folder, path=[ROOT], TRITON_INTERPRET="1"))
+
+    return processes.once(tmp_path_factory, "gate-verdicts", make)
+
+
+@pytest.mark.parametrize(
+    ("name", "difference"),
+    [
+        pytest.param("rank-off-by-one", "slot_index[", id="rank-off-by-one"),
+        pytest.param("order-reversed-in-a-row", "slot_index[", id="order-reversed-in-a-row"),
+        pytest.param("ids-not-dropped", "counts[", id="ids-not-dropped"),
+        pytest.param("counts-not-written", "counts[0] is -7", id="counts-not-written"),
+        pytest.param("counts-of-the-last-expert-not-written", "counts[4] is -7", id="last-count-not-written"),
+        pytest.param("weights-of-slot-0", "weights[", id="weights-of-another-slot"),
+        pytest.param("last-slot-dropped", "counts[", id="last-slot-dropped"),
+        pytest.param("one-written-beyond-the-counts", "written beyond the counts", id="written-beyond-the-counts"),
+        pytest.param(
+            "experts-past-the-end-wrap-around",
+            "5 experts, {'EXPERT_BLOCK': 4, 'BLOCK_SIZE': 64}: slot_index[",
+            id="experts-past-the-end-wrap-around",
+        ),
+        pytest.param("atomic-weights-of-slot-0", "atomic, ", id="atomic-weights-of-another-slot"),
+        pytest.param("atomic-ids-not-dropped", "atomic, ", id="atomic-ids-not-dropped"),
+        pytest.param("reference-order-reversed", "reference, ", id="reference-order-reversed"),
+    ],
+)
+def test_a_mistake_fails_verification(verdicts, name, difference):
+    assert verdicts[name] is not None
+    assert verdicts[name].startswith("VerificationError: ")
+    assert difference in verdicts[name]
+
+
+def test_a_kernel_that_raises_does_not_pass(verdicts):
+    assert "no_such_function" in verdicts["kernel-raises"]
+
+
+def test_every_mutant_is_judged(verdicts):
+    assert set(verdicts) == set(gate_script.MUTANTS)
+
+
+class Environment:
+    """A virtual environment with a copy of the package, as asv makes one for a commit."""
+
+    def __init__(self, folder, source):
+        inherit.create(folder)
+        self.python = folder / "bin" / "python"
+        query = "import sysconfig; print(sysconfig.get_path('purelib'))"
+        site = processes.output("-c", query, executable=self.python).strip()
+        with open(f"{site}/moe_align.pth", "w") as file:
+            file.write(f"{source}\n")
+
+    def verify_interpreted(self, *what):
+        script = f"""
+from benchmarks.verification import interpreted
+with interpreted(*{what!r}) as interpreter:
+    print(interpreter())
+"""
+        return processes.python("-c", script, executable=self.python, cwd=ROOT)
+
+
+def test_the_package_passes_with_many_comparisons(tmp_path):
+    done = Environment(tmp_path / "environment", ROOT / "src").verify_interpreted("comparisons", "stores")
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 50
+
+
+def test_a_kernel_that_raises_fails_verification_without_a_gpu(tmp_path):
+    gate_script.mutate(gate_script.MUTANTS["kernel-raises"], tmp_path / "source")
+    done = Environment(tmp_path / "environment", tmp_path / "source").verify_interpreted("comparisons")
+    assert done.returncode != 0
+    assert "VerificationError: in Triton's interpreter:" in done.stderr
+    assert "no_such_function" in done.stderr
+
+
+def test_the_module_fails_as_a_command_when_the_package_is_missing():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.verification", "comparisons"],
+        cwd=ROOT,
+        env=processes.environ(TRITON_INTERPRET="1"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "No module named 'moe_align'" in done.stderr
+
+
+def test_a_package_from_elsewhere_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("ASV_ENV_DIR", str(tmp_path))
+    with pytest.raises(RuntimeError, match=r"moe_align comes from .*src.*, not from the environment of the commit"):
+        verification.assert_installed()
+
+
+@pytest.mark.parametrize("folder", ["sr", "src/moe_alig", "src/moe_align/__init__.py"])
+def test_a_name_that_begins_alike_is_elsewhere_too(monkeypatch, folder):
+    monkeypatch.setenv("ASV_ENV_DIR", str(ROOT / folder))
+    with pytest.raises(RuntimeError, match="not from the environment"):
+        verification.assert_installed()
+
+
+def test_the_environments_own_package_is_accepted(monkeypatch):
+    monkeypatch.setenv("ASV_ENV_DIR", str(ROOT / "src"))
+    verification.assert_installed()
+    monkeypatch.delenv("ASV_ENV_DIR")
+    verification.assert_installed()
+
+
+@pytest.mark.parametrize("suite", [verification.OnGpu, verification.OnCpu])
+def test_suites_refuse_a_package_from_elsewhere(tmp_path, monkeypatch, suite):
+    monkeypatch.setenv("ASV_ENV_DIR", str(tmp_path))
+    with pytest.raises(RuntimeError, match="not from the environment"):
+        suite().setup_cache()
+
+
+@pytest.mark.parametrize("suite", [verification.OnGpu, verification.OnCpu])
+def test_suites_fail_when_a_comparison_does(monkeypatch, suite):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(verification, "comparisons", lambda device: [(f"on {device}", "differs")])
+    device = "cuda" if suite is verification.OnGpu else "cpu"
+    with pytest.raises(verification.VerificationError, match=f"on {device}: differs"):
+        suite().setup_cache()
+
+
+def test_without_a_gpu_the_suite_is_unavailable(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert isinstance(verification.OnGpu().setup_cache(), Unavailable)
+
+
+@pytest.mark.gpu
+def test_the_package_passes_on_the_gpu():
+    assert verification.OnGpu().setup_cache().comparisons >= 50
+
+
+def test_experts_processed_twice_fail_verification(tmp_path):
+    # Wrapping around repeats the same stores, so no result shows it: the stores themselves are looked at.
+    wrapped = gate_script.mistake(
+        gate_script.SCAN,
+        (
+            "experts = tl.program_id(0) * EXPERT_BLOCK + tl.arange(0, EXPERT_BLOCK)",
+            "experts = (tl.program_id(0) * EXPERT_BLOCK + tl.arange(0, EXPERT_BLOCK)) % num_experts",
+        ),
+    )
+    gate_script.mutate(wrapped, tmp_path / "source")
+    done = Environment(tmp_path / "environment", tmp_path / "source").verify_interpreted("stores")
+    assert done.returncode != 0
+    assert "stores, 5 experts" in done.stderr
+    assert "elements were written more than once" in done.stderr
