@@ -59,7 +59,7 @@ setup: .venv/ready
 # For a machine with torch and triton but no network, and Python $(TARGET_PYTHON).
 wheelhouse:
 	rm -rf wheelhouse
-	sed -E '/^(torch|triton|ruff|mypy|zizmor)==/d' constraints.txt > /tmp/wheelhouse-$$$$.txt && \
+	sed -E '/^(torch|triton|sympy|mpmath|networkx|fsspec|filelock|ruff|mypy|zizmor)==/d' constraints.txt > /tmp/wheelhouse-$$$$.txt && \
 	$(PYTHON) -m pip download --no-deps --only-binary=:all: --python-version $(TARGET_PYTHON) --implementation cp \
 	    $(foreach glibc,2_28 2_27 2_17,--platform manylinux_$(glibc)_x86_64) \
 	    --platform manylinux2014_x86_64 --platform manylinux1_x86_64 -d wheelhouse -r /tmp/wheelhouse-$$$$.txt && \

@@ -29,7 +29,7 @@ def _launch(kernel: str) -> None:
 class Kernels:
     """Resources of every kernel on every target."""
 
-    version = "1"
+    version = "2"
     params = [KERNELS, TARGETS]
     param_names = ["kernel", "target"]
 

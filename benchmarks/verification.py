@@ -156,7 +156,10 @@ def interpreted(*what: str) -> Iterator[Callable[[], int]]:
     Raises:
         VerificationError: by that function, if there was a difference or the process failed.
     """
-    environ = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    import moe_align
+
+    roots = [str(Path(file).resolve().parents[1]) for file in (__file__, moe_align.__file__)]
+    environ = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(roots)}
     command = [sys.executable, "-m", __name__, *what]
     with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
 
