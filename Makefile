@@ -38,7 +38,7 @@ types: .venv/ready-to-check
 	$(BIN)/mypy
 
 doctest: setup
-	$(PYTEST) --doctest-modules src/moe_align
+	$(PYTEST) --doctest-modules src/moe_align --doctest-glob="*.md" README.md
 
 setup: .venv/ready
 
