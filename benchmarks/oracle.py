@@ -29,6 +29,17 @@ def place(topk_ids: torch.Tensor, num_experts: int) -> Placed:
     return Placed(slots, experts, ranks, ends.diff())
 
 
+def schedule(counts: list[int], block_size: int, capacity: int) -> list[list[int]]:
+    """Rows of expert, block and first slot for every block, cut off or padded with -1 to ``capacity``."""
+    rows = []
+    first_slot = 0
+    for expert, count in enumerate(counts):
+        for start in range(0, count, block_size):
+            rows.append([expert, start // block_size, first_slot + start])
+        first_slot += count
+    return (rows + [[-1, -1, -1]] * capacity)[:capacity]
+
+
 def difference(
     rows: Any, topk_ids: torch.Tensor, topk_weights: torch.Tensor, *, ordered: bool = True, untouched: int | None = None
 ) -> str | None:

@@ -49,11 +49,18 @@ class _Order(OnGpu):
             self.call = lambda: align_rows(
                 self.ids, self.weights, shape.num_experts, out=self.out, implementation=implementation
             )
+        self._poison()
 
     def reallocate(self, *_: Any) -> None:
         """Move the counts to another address, aligned as an allocation is."""
         start = self.random.randrange(0, self._COUNTS_ARENA - 4096, 128)
         self.out = self.out._replace(counts=self.arena[start : start + len(self.out.counts)])
+        self._poison()
+
+    def _poison(self) -> None:
+        """What another call left in the memory must not pass for this one's result."""
+        for tensor in self.out:
+            tensor.fill_(-1)
 
     def check(self, *_: Any) -> None:
         """What the timed calls left behind must be right."""

@@ -23,6 +23,8 @@ _SENTINEL = -7
 _GUARD = 1024
 #: Tokens, top_k, experts: nothing, one slot, around a tile of 128, primes, experts not a power of two.
 _SIZES = [(0, 2, 5), (1, 1, 1), (3, 3, 5), (127, 1, 8), (64, 2, 7), (43, 3, 33), (64, 8, 257), (331, 8, 128)]
+#: Counts, slots, block size: nothing, empty experts, full and partial blocks, more slots than announced.
+_SCHEDULES = [([0, 0, 0], 0, 4), ([3, 0, 8, 1, 0], 12, 4), ([0] * 37 + [130], 130, 16), ([9, 9], 5, 2)]
 #: Numbers of experts that EXPERT_BLOCK does not divide: the last program owns fewer.
 _PARTIAL_BLOCKS = [
     (5, {"EXPERT_BLOCK": 4, "BLOCK_SIZE": 64}),
@@ -35,10 +37,18 @@ def comparisons(device: str) -> Iterator[tuple[str, str | None]]:
     """Compare the installed package with the oracle on ``device``, buffers filled with a sentinel first."""
     import torch
 
-    from moe_align import Rows, align_rows
+    from moe_align import Rows, align_rows, schedule_blocks
 
-    def compare(what: str, ids: torch.Tensor, num_experts: int, implementation: str, **options: object) -> str | None:
-        topk_weights = torch.rand(ids.shape, generator=torch.Generator(device).manual_seed(len(what)), device=device)
+    def compare(
+        what: str,
+        ids: torch.Tensor,
+        num_experts: int,
+        implementation: str,
+        dtype: torch.dtype = torch.float32,
+        **options: object,
+    ) -> str | None:
+        generator = torch.Generator(device).manual_seed(len(what))
+        topk_weights = torch.rand(ids.shape, generator=generator, device=device).to(dtype)
         # Between guards, so that a write past the end lands where it is seen.
         buffers, out = [], Rows.empty(num_experts, ids.numel(), topk_weights.dtype, topk_weights.device)
         for name, tensor in out._asdict().items():
@@ -66,6 +76,16 @@ def comparisons(device: str) -> Iterator[tuple[str, str | None]]:
             ids, _ = route(Model(60, 4), 150, routing, device)
             what = f"{implementation}, {routing}"
             yield what, compare(what, ids, 60, implementation)
+        for dtype in (torch.float16, torch.bfloat16):
+            ids, _ = route(Model(33, 3), 43, "uniform", device)
+            what = f"{implementation}, {dtype} weights"
+            yield what, compare(what, ids, 33, implementation, dtype)
+    for counts, num_slots, block_size in _SCHEDULES:
+        given = torch.tensor(counts, dtype=torch.int32, device=device)
+        scheduled = schedule_blocks(given, num_slots, block_size).tolist()
+        expected = oracle.schedule(counts, block_size, len(scheduled))
+        what = f"schedule of {counts} in blocks of {block_size}"
+        yield what, None if scheduled == expected else f"got {scheduled}, expected {expected}"
     for num_experts, run_config in _PARTIAL_BLOCKS:
         what = f"deterministic, {num_experts} experts, {run_config}"
         ids = _ids_past_the_experts(num_experts, run_config["EXPERT_BLOCK"], device)
@@ -126,8 +146,7 @@ class OnGpu:
         if not torch.cuda.is_available():
             return Unavailable("needs a CUDA GPU, and torch sees none")
         with interpreted("stores") as interpreter:
-            compared = verify(comparisons("cuda")).comparisons
-            return Verified(compared + interpreter())
+            return verify(comparisons("cuda")) + interpreter()
 
     setup_cache.timeout = 600
 
@@ -142,7 +161,7 @@ class OnCpu:
 
 
 @contextlib.contextmanager
-def interpreted(*what: str) -> Iterator[Callable[[], int]]:
+def interpreted(*what: str) -> Iterator[Callable[[], Verified]]:
     """Verify the installed commit's kernels in Triton's interpreter, which needs no GPU.
 
     In a process of its own, because Triton decides at import whether it interprets; it runs while the body does.
@@ -151,7 +170,7 @@ def interpreted(*what: str) -> Iterator[Callable[[], int]]:
         what: "comparisons", "stores" or both.
 
     Yields:
-        A function that waits for the process and returns how many comparisons it made.
+        A function that waits for the process and returns what it verified.
 
     Raises:
         VerificationError: by that function, if there was a difference or the process failed.
@@ -163,11 +182,11 @@ def interpreted(*what: str) -> Iterator[Callable[[], int]]:
     command = [sys.executable, "-m", __name__, *what]
     with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
 
-        def finish() -> int:
+        def finish() -> Verified:
             output, errors = child.communicate()
             if child.returncode:
                 raise VerificationError(f"in Triton's interpreter:\n{errors}")
-            return int(output)
+            return Verified(int(output))
 
         yield finish
 

@@ -75,7 +75,7 @@ class Environment:
         script = f"""
 from benchmarks.verification import interpreted
 with interpreted(*{what!r}) as interpreter:
-    print(interpreter())
+    print(interpreter().comparisons)
 """
         return processes.python("-c", script, executable=self.python, cwd=ROOT)
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from benchmarks.oracle import schedule as schedule
 from moe_align import Rows
 
 GUARD = 64
@@ -126,19 +127,6 @@ def assert_same_bits(name, actual, expected, guard=0, shape=None):
         where = _position(first - guard, shape or tuple(actual.shape))
         wanted, got = (_shown(buffer, first) for buffer in (expected, actual))
         raise AssertionError(f"{name}{where}: expected {wanted}, got {got}; {len(differs)} elements differ")
-
-
-def schedule(counts, block_size, capacity):
-    """The blocks of every expert, (expert, block, first slot), cut or padded with -1 to ``capacity`` rows."""
-    rows = []
-    first_slot = 0
-    for expert, count in enumerate(counts):
-        block = 0
-        while block * block_size < count:
-            rows.append([expert, block, first_slot + block * block_size])
-            block += 1
-        first_slot += count
-    return [rows[row] if row < len(rows) else [-1, -1, -1] for row in range(capacity)]
 
 
 def _bits(tensor):

@@ -1,3 +1,4 @@
+import importlib.metadata
 import json
 import os
 import sys
@@ -8,7 +9,7 @@ from asv.environment import get_environment_class, get_environments
 from asv.plugin_manager import plugin_manager
 from asv_bench_gpu.environment import Inherit
 
-from tests.tracking import processes
+from tests.tracking import processes, tiny_project
 
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -48,19 +49,19 @@ for plugin in conf.plugins:
     plugin_manager.import_plugin(plugin)
 print(*(environment.name for environment in get_environments(conf, None)))
 """
-    assert processes.output("-c", script, cwd=os.getcwd()) == f"inherit-py{VERSION}\n"
+    assert processes.output("-c", script, cwd=os.getcwd()) == f"{tiny_project.ENVIRONMENT}\n"
 
 
 def test_name_is_stable(conf):
     names = {environment.name for _ in range(2) for environment in get_environments(conf, None)}
-    assert names == {f"inherit-py{VERSION}"}
+    assert names == {tiny_project.ENVIRONMENT}
     folders = {environment.dir_name for _ in range(2) for environment in get_environments(conf, None)}
     assert len(folders) == 1
 
 
-def test_has_no_requirements_of_its_own(conf):
+def test_figures_of_another_torch_or_triton_are_another_series(conf):
     (environment,) = get_environments(conf, None)
-    assert environment.requirements == {}
+    assert environment.requirements == {name: importlib.metadata.version(name) for name in ("torch", "triton")}
     assert environment.python == VERSION
 
 

@@ -155,7 +155,8 @@ def test_standing_without_a_file(path):
 def test_replacing_writes_the_file_and_its_folder(path):
     with journal.replacing(path) as temporary:
         temporary.write_text("new")
-        assert temporary.name == path.name
+        assert temporary.parent == path.parent
+        assert not temporary.name.endswith(".json")
         assert not path.exists()
     assert path.read_text() == "new"
     assert os.listdir(path.parent) == [path.name]

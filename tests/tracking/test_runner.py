@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from asv_bench_gpu import cli, runner
+from asv_bench_gpu import cli, journal, runner
 
 from tests.tracking.tiny_project import HOSTTIME, MACHINE, SUITE, TRACK
 
@@ -90,7 +90,34 @@ def test_results_name_the_machine_and_what_identifies_it(measured):
     assert machine["machine"] == MACHINE
     params = measured.result("first").params
     assert {key: params[key] for key in ("machine", "gpu")} == {"machine": MACHINE, "gpu": ""}
-    assert set(params) == {*machine, "python"} - {"version"}
+    assert set(params) == {*machine, "python", "torch", "triton"} - {"version"}
+
+
+def test_a_machine_that_lost_its_gpu_is_refused(measured):
+    path = measured.results / MACHINE / "machine.json"
+    path.write_text(path.read_text().replace('"gpu": ""', '"gpu": "Some GPU"'))
+    kept = path.read_text()
+    with pytest.raises(runner.UsageError, match="--machine: 'tiny-machine' has results of GPU 'Some GPU'"):
+        measured.run(rounds=3)
+    assert path.read_text() == kept
+    assert len(measured.rounds("first")) == 2
+
+
+@pytest.mark.parametrize("reason", ["error", "skip"])
+def test_a_round_without_a_figure_takes_nothing_from_the_others(measured, reason):
+    before = measured.samples("first")
+    (*_, last) = measured.rounds("first")
+    figures = last.figures[HOSTTIME]
+    without = dataclasses.replace(figures, values=[None, figures.values[1]])
+    if reason == "error":
+        without.errors["0"] = "out of memory"
+    else:
+        without.skipped["no GPU"] = [0]
+    journal.append(
+        measured.journal_path("first"), dataclasses.replace(last, round=3, figures={**last.figures, HOSTTIME: without})
+    )
+    measured.run(rounds=2)
+    assert measured.samples("first") == [before[0], [*before[1], figures.values[1]]]
 
 
 def test_asv_publishes_the_results(measured):

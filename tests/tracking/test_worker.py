@@ -468,3 +468,16 @@ def test_a_benchmark_without_a_value_is_an_error(suite):
     )
     outcome, _ = suite.measure({"suite.Facts.track_value": [0]})
     assert sorted(outcome["figures"]["suite.Facts.track_value"]["errors"]) == ["0"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can tie a process to its parent")
+def test_a_killed_runner_leaves_no_worker_behind():
+    child = (
+        "import time; from asv_bench_gpu import worker; worker._die_with_parent(); print(1, flush=True); time.sleep(60)"
+    )
+    parent = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"1\n"
+        process.kill()
+        # Ends only when the child, which holds the other end, has ended too.
+        assert process.communicate(timeout=20) == (b"", None)

@@ -3,6 +3,7 @@
 The package brings its own ``torch``, a stand-in that sees no GPU, so that a measuring process starts in a moment.
 """
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -14,6 +15,13 @@ from asv_bench_gpu import journal, runner
 
 from tests.tracking.processes import TORCH_WITHOUT_GPU
 
+#: What figures depend on besides the commit: asv keeps a file for each.
+ENVIRONMENT = "-".join(
+    [
+        f"inherit-py{sys.version_info.major}.{sys.version_info.minor}",
+        *(package + importlib.metadata.version(package) for package in ("torch", "triton")),
+    ]
+)
 MACHINE = "tiny-machine"
 _GIT = ["git", "-c", "user.name=tiny", "-c", "user.email=tiny@example.org", "-c", "init.defaultBranch=main"]
 _PYPROJECT = """\
@@ -163,8 +171,7 @@ class TinyProject:
         return result.get_result_samples(benchmark, result.get_result_params(benchmark))
 
     def _path(self, name: str, suffix: str) -> Path:
-        version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        return self.results / MACHINE / f"{self.hash(name)[:8]}-inherit-py{version}{suffix}"
+        return self.results / MACHINE / f"{self.hash(name)[:8]}-{ENVIRONMENT}{suffix}"
 
     def _git(self, *arguments: str) -> str:
         environ = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}

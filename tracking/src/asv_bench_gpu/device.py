@@ -51,7 +51,7 @@ def facts() -> dict[str, str]:
 
 
 def state() -> State | None:
-    """State of the current CUDA device, None where NVML does not know it (no GPU, or another vendor's)."""
+    """State of the current CUDA device, None where NVML does not tell (no GPU, another vendor's, an old driver)."""
     nvml = _nvml()
     if not nvml:
         return None
@@ -59,8 +59,15 @@ def state() -> State | None:
 
     if not torch.cuda.is_available():
         return None
+    try:
+        return _state(nvml, str(torch.cuda.get_device_properties().uuid))
+    except nvml.NVMLError:
+        return None
+
+
+def _state(nvml: Any, uuid: str) -> State:
     # By UUID: indices differ from NVML's under CUDA_VISIBLE_DEVICES.
-    handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties().uuid}")
+    handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
     reasons = nvml.nvmlDeviceGetCurrentClocksEventReasons(handle) & ~_IDLE
     prefix = "nvmlClocksEventReason"
     names = {getattr(nvml, name): name[len(prefix) :] for name in dir(nvml) if name.startswith(prefix)}

@@ -7,6 +7,8 @@ asv's own types either reinstall everything per environment (virtualenv, conda, 
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,10 @@ class Inherit(Environment):  # type: ignore[misc]
     matches_python_fallback = False
 
     def __init__(self, conf: Any, python: str, requirements: dict[str, str], tagged_env_vars: dict[Any, str]):
+        # Figures of another torch or triton are another series: the versions go into the environment's name.
+        for package in ("torch", "triton"):
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                requirements = {**requirements, package: importlib.metadata.version(package)}
         # asv reads these while it initialises the base class.
         self._python = python
         self._requirements = requirements

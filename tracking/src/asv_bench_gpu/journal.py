@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,16 +41,17 @@ class Figures:
     errors: dict[str, str] = dataclasses.field(default_factory=dict)
     number: int | None = None
 
+    @property
+    def skipped_indices(self) -> set[int]:
+        """Indices in ``values`` of what cannot be measured here."""
+        return {index for indices in self.skipped.values() for index in indices}
 
-@dataclasses.dataclass(frozen=True)
-class Round:
-    """One finished round of one commit, or the reason there is none.
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one process found.
 
     Attributes:
-        commit: full hash.
-        round: 1, 2, ...; one fresh process each.
-        started_at: UTC, ISO 8601.
-        seconds: wall time of the whole round.
         facts: what was measured on: ``gpu``, ``driver``, ``torch``, ``triton``, ``cuda``, ``python``.
         device_before, device_after: state of the GPU around the round (`device.State` as a dict), None without one.
         verified: comparisons made before the first figure.
@@ -60,10 +60,6 @@ class Round:
         message: for a failed round, what a person needs to know.
     """
 
-    commit: str
-    round: int
-    started_at: str
-    seconds: float
     facts: dict[str, str] = dataclasses.field(default_factory=dict)
     device_before: dict[str, Any] | None = None
     device_after: dict[str, Any] | None = None
@@ -71,6 +67,23 @@ class Round:
     figures: dict[str, Figures] = dataclasses.field(default_factory=dict)
     failed: str | None = None
     message: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Round(Outcome):
+    """One finished round of one commit, or the reason there is none.
+
+    Attributes:
+        commit: full hash.
+        round: 1, 2, ...; one fresh process each.
+        started_at: UTC, ISO 8601.
+        seconds: wall time of the whole round, build included.
+    """
+
+    commit: str
+    round: int
+    started_at: str
+    seconds: float
 
     def to_json(self) -> str:
         """The round as one line of JSON."""
@@ -135,15 +148,30 @@ def append(path: Path, entry: Round) -> None:
         file.write(entry.to_json().encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+    _sync(path.parent)
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in ``path``'s folder; on success it replaces ``path`` atomically."""
+    """Yield a temporary path in ``path``'s folder; on success it replaces ``path`` atomically.
+
+    A kill may leave the temporary behind, under a name that asv does not read; the next attempt overwrites it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
-        temporary = Path(folder) / path.name
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        _sync(temporary)
         temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file, or the entries of a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -37,10 +37,7 @@ from asv.results import Results, get_filename
 from asv.runner import BENCHMARK_RUN_SCRIPT, BenchmarkResult
 
 from asv_bench_gpu import journal
-from asv_bench_gpu.journal import Figures, Round
-
-#: Facts that belong to a result's identity: asv draws a separate line for each distinct value.
-_IDENTITY = ("gpu", "torch", "triton")
+from asv_bench_gpu.journal import Figures, Outcome, Round
 
 
 class UsageError(Exception):
@@ -169,24 +166,25 @@ class _Session:
         """Build, verify and measure; whatever goes wrong is an entry too."""
         entry = Round(commit, number, datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), 0.0)
         started = time.monotonic()
+        outcome = self._outcome(commit, selected, label, left)
+        return dataclasses.replace(entry, seconds=round(time.monotonic() - started, 3), **vars(outcome))
+
+    def _outcome(self, commit: str, selected: dict[str, list[int]], label: str, left: float | None) -> Outcome:
         try:
             self.environment.install_project(self.conf, self.repo, commit)
         except util.ProcessError as error:
-            return dataclasses.replace(entry, failed="build", message=f"{error}\n{error.stdout}{error.stderr}")
+            return Outcome(failed="build", message=f"{error}\n{error.stdout}{error.stderr}")
         except util.UserError as error:
-            return dataclasses.replace(entry, failed="build", message=str(error))
+            return Outcome(failed="build", message=str(error))
         try:
-            outcome = self._work(selected, label, left)
+            return self._work(selected, label, left)
         except subprocess.TimeoutExpired:
-            message = f"no result within {self.timeout_seconds:g} s"
-            return dataclasses.replace(entry, failed="timeout", message=message)
+            return Outcome(failed="timeout", message=f"no result within {self.timeout_seconds:g} s")
         except subprocess.CalledProcessError as error:
             message = f"the measuring process ended with code {error.returncode}\n{error.output}"
-            return dataclasses.replace(entry, failed="crash", message=message)
-        figures = {name: Figures(**values) for name, values in outcome.pop("figures").items()}
-        return dataclasses.replace(entry, seconds=round(time.monotonic() - started, 3), figures=figures, **outcome)
+            return Outcome(failed="crash", message=message)
 
-    def _work(self, selected: dict[str, list[int]], label: str, left: float | None) -> dict[str, Any]:
+    def _work(self, selected: dict[str, list[int]], label: str, left: float | None) -> Outcome:
         """Run the worker.
 
         Raises:
@@ -227,8 +225,9 @@ class _Session:
             if process.returncode or not outcome.exists():
                 tail = log.read_text(errors="replace")[-4000:]
                 raise subprocess.CalledProcessError(process.returncode, command, tail)
-            loaded: dict[str, Any] = json.loads(outcome.read_text())
-            return loaded
+            loaded = json.loads(outcome.read_text())
+            figures = {name: Figures(**values) for name, values in loaded.pop("figures").items()}
+            return Outcome(figures=figures, **loaded)
 
     def _asked_for(self, number: int) -> dict[str, Any]:
         """The benchmarks that want this many rounds."""
@@ -244,7 +243,7 @@ class _Session:
             for figures in (entry[name] for entry in recorded if name in entry):
                 if figures.version != benchmark["version"]:
                     continue
-                skipped = {index for indices in figures.skipped.values() for index in indices}
+                skipped = figures.skipped_indices
                 for index, combination in enumerate(_combinations(figures.params)):
                     if combination in have and (figures.values[index] is not None or index in skipped):
                         have[combination] += 1
@@ -292,7 +291,7 @@ class _Session:
             return
         machine = util.load_json(str(path.with_name("machine.json")))
         machine.pop("version", None)
-        params = {**machine, **_identity(rounds[-1].facts), "python": self.environment.python}
+        params = {**machine, **self.environment.requirements, "python": self.environment.python}
         results = Results(
             params,
             self.environment.requirements,
@@ -302,27 +301,53 @@ class _Session:
             self.environment.name,
             self.environment.env_vars,
         )
-        for entry in rounds:
-            for name, figures in entry.figures.items():
-                benchmark = self.benchmarks._all_benchmarks.get(name)
-                if benchmark and benchmark["version"] == figures.version:
-                    _add(results, benchmark, figures, entry)
+        measured: set[tuple[str, ...]] = set()
+        # Values first: asv drops a combination's samples when a later entry has none for it.
+        for with_values in (True, False):
+            for entry in rounds:
+                for name, figures in entry.figures.items():
+                    benchmark = self.benchmarks._all_benchmarks.get(name)
+                    if benchmark and benchmark["version"] == figures.version:
+                        _add(results, benchmark, figures, entry, measured, with_values)
         with journal.replacing(path) as temporary:
             results._filename = temporary.name
             results.save(str(temporary.parent))
 
 
-def _add(results: Any, benchmark: dict[str, Any], figures: Figures, entry: Round) -> None:
-    """Add one round's figures to asv's results; combinations that the suite has dropped since are left out."""
+def _add(
+    results: Any,
+    benchmark: dict[str, Any],
+    figures: Figures,
+    entry: Round,
+    measured: set[tuple[str, ...]],
+    with_values: bool,
+) -> None:
+    """Add one round's figures to asv's results; combinations that the suite has dropped since are left out.
+
+    Args:
+        measured: (benchmark, parameters...) that have a value in some round; added to.
+        with_values: add values; otherwise skips and errors of what has no value in any round.
+    """
     position = {combination: index for index, combination in enumerate(_combinations(benchmark["params"]))}
     values: list[float | None] = [None] * len(position)
     selected = []
-    skipped = {index for indices in figures.skipped.values() for index in indices}
+    skipped = figures.skipped_indices
     for index, combination in enumerate(_combinations(figures.params)):
-        known = figures.values[index] is not None or index in skipped or str(index) in figures.errors
-        if combination in position and known:
-            selected.append(position[combination])
-            values[selected[-1]] = math.nan if index in skipped else figures.values[index]
+        value = figures.values[index]
+        if combination not in position:
+            continue
+        if with_values and value is not None:
+            measured.add((benchmark["name"], *combination))
+        elif with_values or (benchmark["name"], *combination) in measured:
+            continue
+        elif index in skipped:
+            value = math.nan
+        elif str(index) not in figures.errors:
+            continue
+        selected.append(position[combination])
+        values[position[combination]] = value
+    if not selected:
+        return
     sampled = [figures.number is not None and value is not None and not math.isnan(value) for value in values]
     result = BenchmarkResult(
         result=values,
@@ -429,10 +454,6 @@ def _facts() -> dict[str, str]:
     return facts
 
 
-def _identity(facts: dict[str, str]) -> dict[str, str]:
-    return {key: facts.get(key, "") for key in _IDENTITY}
-
-
 def _machine_name(facts: dict[str, str]) -> str:
     name = facts.get("gpu") or f"cpu-{platform.machine()}"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
@@ -443,8 +464,14 @@ def _save_machine(conf: Any, name: str, facts: dict[str, str]) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UsageError(f"--machine: expected letters, digits, '.', '_' and '-', got {name!r}")
     cpu = {"arch": platform.machine(), "cpu": util.get_cpu_info(), "num_cpu": str(os.cpu_count())}
-    identity = {"machine": name, "os": platform.system(), **cpu, "ram": "", **_identity(facts)}
-    with journal.replacing(Path(conf.results_dir, name, "machine.json")) as temporary:
+    identity = {"machine": name, "os": platform.system(), **cpu, "ram": "", "gpu": facts.get("gpu", "")}
+    path = Path(conf.results_dir, name, "machine.json")
+    if path.exists() and (recorded := util.load_json(str(path)).get("gpu", "")) != identity["gpu"]:
+        raise UsageError(
+            f"--machine: {name!r} has results of GPU {recorded!r}, but torch sees {identity['gpu']!r} here; "
+            "mend the machine, or give it another name"
+        )
+    with journal.replacing(path) as temporary:
         util.write_json(str(temporary), identity, 1)
 
 

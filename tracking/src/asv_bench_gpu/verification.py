@@ -12,13 +12,17 @@ class VerificationError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Verified:
-    """Proof that results were compared in this process; made only by `verify`.
+    """Proof that results were compared before any figure; comes from `verify`, and adds up.
 
     Attributes:
         comparisons: how many.
     """
 
     comparisons: int
+
+    def __add__(self, other: Verified) -> Verified:
+        """Both verifications together."""
+        return Verified(self.comparisons + other.comparisons)
 
 
 @dataclasses.dataclass(frozen=True)

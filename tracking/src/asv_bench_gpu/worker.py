@@ -7,12 +7,14 @@ does and a round costs one import of torch. The benchmarks are asv's, found and 
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import itertools
 import json
 import math
 import numbers
 import os
+import signal
 import sys
 import time
 import traceback
@@ -21,24 +23,12 @@ from typing import Any
 
 from asv_bench_gpu import device
 from asv_bench_gpu.benchmarks.timing import Timing
-from asv_bench_gpu.journal import Figures
+from asv_bench_gpu.journal import Figures, Outcome
 from asv_bench_gpu.verification import Unavailable, VerificationError, Verified
 
 #: How much of a failure is kept.
 _MESSAGE_CHARACTERS = 4000
-
-
-@dataclasses.dataclass
-class Outcome:
-    """What the worker leaves for the runner, as JSON; fields as in `journal.Round`."""
-
-    facts: dict[str, str] = dataclasses.field(default_factory=dict)
-    device_before: dict[str, Any] | None = None
-    device_after: dict[str, Any] | None = None
-    verified: int = 0
-    figures: dict[str, Figures] = dataclasses.field(default_factory=dict)
-    failed: str | None = None
-    message: str = ""
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def measure(benchmark_dir: str, selected: dict[str, list[int]], report: Any = lambda done, of, what: None) -> Outcome:
@@ -58,8 +48,48 @@ def measure(benchmark_dir: str, selected: dict[str, list[int]], report: Any = la
 
     update_sys_path(benchmark_dir)
     benchmarks = [benchmark for benchmark in disc_benchmarks(benchmark_dir) if benchmark.name in selected]
-    outcome = Outcome(facts=device.facts())
+    facts = device.facts()
+    try:
+        caches, broken = _set_up_caches(benchmarks, report)
+    except VerificationError as error:
+        return Outcome(facts=facts, failed="verification", message=str(error))
 
+    device_before = _device_state()
+    total = sum(len(selected[benchmark.name]) for benchmark in benchmarks)
+    done = 0
+    all_figures = {}
+    for benchmark in benchmarks:
+        key = benchmark.setup_cache_key
+        combinations = list(itertools.product(*benchmark.params)) or [()]
+        figures = Figures(str(benchmark.version), benchmark.params, [None] * len(combinations))
+        all_figures[benchmark.name] = figures
+        if key in broken:
+            figures.errors.update((str(index), broken[key]) for index in selected[benchmark.name])
+            continue
+        benchmark.set_cache(caches[key])
+        for index in selected[benchmark.name]:
+            report(done, total, " ".join((benchmark.name, *combinations[index])))
+            _measure_one(benchmark, index, figures)
+            done += 1
+    verified = sum(cache.comparisons for cache in caches.values() if isinstance(cache, Verified))
+    return Outcome(
+        facts=facts,
+        device_before=device_before,
+        device_after=_device_state(),
+        verified=verified,
+        figures=all_figures,
+    )
+
+
+def _set_up_caches(benchmarks: list[Any], report: Any) -> tuple[dict[str | None, Any], dict[str | None, str]]:
+    """Call every `setup_cache` once.
+
+    Returns:
+        What each returned, and for those that failed the traceback; by asv's key.
+
+    Raises:
+        VerificationError: one that has to verify, because something timed depends on it, failed or did not verify.
+    """
     caches: dict[str | None, Any] = {None: None}
     broken: dict[str | None, str] = {}
     # What is timed comes first: its setup_cache is a verification, and decides over the whole commit.
@@ -71,34 +101,13 @@ def measure(benchmark_dir: str, selected: dict[str, list[int]], report: Any = la
                 caches[key] = benchmark.do_setup_cache()
             except Exception as error:
                 if isinstance(error, VerificationError) or isinstance(benchmark, Timing):
-                    return dataclasses.replace(outcome, failed="verification", message=_last_traceback())
+                    raise VerificationError(_last_traceback()) from error
                 broken[key] = _last_traceback()
-                continue
-            if isinstance(caches[key], Verified):
-                outcome.verified += caches[key].comparisons
         if isinstance(benchmark, Timing) and not isinstance(caches[key], Verified | Unavailable):
-            message = f"{benchmark.name}: its setup_cache returned {caches[key]!r}, expected what verify() returns"
-            return dataclasses.replace(outcome, failed="verification", message=message)
-
-    outcome.device_before = _device_state()
-    total = sum(len(selected[benchmark.name]) for benchmark in benchmarks)
-    done = 0
-    for benchmark in benchmarks:
-        key = benchmark.setup_cache_key
-        combinations = list(itertools.product(*benchmark.params)) or [()]
-        figures = outcome.figures[benchmark.name] = Figures(
-            str(benchmark.version), benchmark.params, [None] * len(combinations)
-        )
-        if key in broken:
-            figures.errors.update((str(index), broken[key]) for index in selected[benchmark.name])
-            continue
-        benchmark.set_cache(caches[key])
-        for index in selected[benchmark.name]:
-            report(done, total, " ".join((benchmark.name, *combinations[index])))
-            _measure_one(benchmark, index, figures)
-            done += 1
-    outcome.device_after = _device_state()
-    return outcome
+            raise VerificationError(
+                f"{benchmark.name}: its setup_cache returned {caches[key]!r}, expected what verify() returns"
+            )
+    return caches, broken
 
 
 def _measure_one(benchmark: Any, index: int, figures: Figures) -> None:
@@ -138,6 +147,7 @@ def _last_traceback() -> str:
 
 def main() -> None:
     """Read the request, measure, write the outcome beside it."""
+    _die_with_parent()
     request = json.loads(Path(sys.argv[1]).read_text())
     last = 0.0
     with os.fdopen(int(sys.argv[2]), "w") as progress:
@@ -150,6 +160,12 @@ def main() -> None:
 
         outcome = measure(request["benchmark_dir"], request["selected"], report)
     Path(request["outcome"]).write_text(json.dumps(dataclasses.asdict(outcome), allow_nan=False))
+
+
+def _die_with_parent() -> None:
+    """A killed runner must not leave a process behind that measures beside the next one; only Linux can say so."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

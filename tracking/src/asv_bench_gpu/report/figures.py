@@ -98,7 +98,7 @@ def heat_map(folder: Path, name: str, comparisons: Comparisons, groups: Sequence
         axes = canvas.add_subplot()
         colours = LinearSegmentedColormap.from_list("ratio", list(zip(_STOPS, theme.scale, strict=True)))
         norm = TwoSlopeNorm(0.0, -reach, reach)
-        image = axes.imshow(np.ma.masked_invalid(logs), cmap=colours, norm=norm, aspect="auto")
+        image = axes.imshow(logs, cmap=colours, norm=norm, aspect="auto")
         for row, group in enumerate(groups):
             for column, x in enumerate(xs):
                 found = comparisons.found.get((group, x))

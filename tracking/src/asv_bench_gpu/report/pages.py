@@ -333,7 +333,9 @@ def _block(history_: History, site: Site, spec: TableSpec, machine: str) -> Tabl
         if series is not None and combination[-1] == site.ratio.baseline:
             subject = (*combination[:-1], site.ratio.subject)
             ours = [figure_at(benchmark, subject, column) for column in columns]
-            compared = [_compared(one, other) for one, other in zip(ours, found, strict=True)]
+            compared = [
+                _compared(one, other, site.ratio.margin_percent) for one, other in zip(ours, found, strict=True)
+            ]
             for cell in compared:
                 if cell.kind:
                     verdicts[cell.kind] = verdicts.get(cell.kind, 0) + 1
@@ -362,10 +364,10 @@ def _cell(figure: Figure | str, unit: str) -> Cell:
     return Cell(text.microseconds(figure.value) if unit == "µs" else text.quantity(figure.value, unit))
 
 
-def _compared(subject: Figure | str, baseline: Figure | str) -> Cell:
+def _compared(subject: Figure | str, baseline: Figure | str, margin_percent: float) -> Cell:
     if isinstance(subject, str) or isinstance(baseline, str) or min(subject.value, baseline.value) <= 0:
         return Cell(text.DASH, reason="one of the two has no figure")
-    comparison = Comparison(("", ""), subject, baseline)
+    comparison = Comparison(("", ""), subject, baseline, margin_percent=margin_percent)
     mark = figures.MARKS.get(comparison.verdict, "")
     return Cell(mark + text.ratio(comparison.ratio), kind=comparison.verdict.value)
 

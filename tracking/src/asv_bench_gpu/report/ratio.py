@@ -30,12 +30,14 @@ class Comparison:
         shape: (group, x).
         subject, baseline: the figures compared.
         floor: what nothing can beat, if measured.
+        margin_percent: differences up to this count as equal; few rounds alone cannot tell less from noise.
     """
 
     shape: Shape
     subject: Figure
     baseline: Figure
     floor: Figure | None = None
+    margin_percent: float = 0.0
 
     @property
     def ratio(self) -> float:
@@ -54,11 +56,12 @@ class Comparison:
 
     @property
     def verdict(self) -> Verdict:
-        """Equal if and only if the interquartile ranges of the rounds overlap; unjudged when there are none."""
+        """Equal where the interquartile ranges overlap or the margin is not exceeded; unjudged without ranges."""
         if self.interval is None:
             return Verdict.UNJUDGED
         low, high = self.interval
-        if low <= 1 <= high:
+        within_margin = abs(math.log(self.ratio)) <= math.log1p(self.margin_percent / 100)
+        if low <= 1 <= high or within_margin:
             return Verdict.EQUAL
         return Verdict.FASTER if high < 1 else Verdict.SLOWER
 
@@ -149,7 +152,7 @@ def compare(measurement: Measurement, benchmark: Benchmark, spec: RatioSpec) -> 
                 sides.append(figure)
             subject, baseline, floor = sides
             if subject is not None and baseline is not None:
-                found[group, x] = Comparison((group, x), subject, baseline, floor)
+                found[group, x] = Comparison((group, x), subject, baseline, floor, spec.margin_percent)
             else:
                 missing[group, x] = "; ".join(reasons[:2] if spec.floor is None else reasons)
     return Comparisons(measurement, found, missing)

@@ -26,6 +26,7 @@ class RatioSpec:
         x_param, group_param: the remaining two parameters; one shape is one (group, x).
         reference: asv name of a benchmark without parameters drawn as a line, or None.
         reference_label: what that line is called.
+        margin_percent: differences up to this count as equal.
     """
 
     question: str
@@ -39,6 +40,7 @@ class RatioSpec:
     floor: str | None = None
     reference: str | None = None
     reference_label: str = "reference"
+    margin_percent: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +136,8 @@ def _ratio(data: dict[str, Any]) -> RatioSpec:
         "group_param",
     )
     optional = ("floor", "reference", "reference_label")
-    _check(data, dict.fromkeys(required, str), dict.fromkeys(optional, str), where="[ratio]: ")
+    types = {**dict.fromkeys(optional, str), "margin_percent": float}
+    _check(data, dict.fromkeys(required, str), types, where="[ratio]: ")
     return RatioSpec(**data)
 
 
