@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from asv.results import Results
+from asv_bench_gpu.report import data, ratio, site
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -38,10 +39,20 @@ def test_there_are_rows():
 
 
 def test_count_of_shapes(microseconds):
-    shapes = {combination[:2] for combination in microseconds}
-    faster, of, equal, slower = map(int, re.search(r"(\d+) of (\d+) shapes, equal on (\d+), slower on (\d+)",
-                                                   " ".join(README.split())).groups())  # fmt: skip
-    assert len(shapes) == of == faster + equal + slower
-    worst = max(microseconds[*shape, "deterministic"] / microseconds[*shape, "atomic"] for shape in shapes)
+    words = " ".join(README.split())
+    faster, of, equal, slower = map(
+        int, re.search(r"faster on (\d+) of (\d+) shapes, equal on (\d+), slower on (\d+)", words).groups()
+    )
+    chosen = site.load(ROOT / "reports/site.toml")
+    history = data.load(ROOT / "reports/results", ROOT, ["main"])
+    (commit,) = set(re.findall(r"commit ([0-9a-f]{8})", README))
+    (measurement,) = (found for found in history.measurements if found.commit.hash.startswith(commit))
+    comparisons = ratio.compare(measurement, history.benchmarks[chosen.ratio.benchmark], chosen.ratio)
+    counts = [
+        comparisons.count(verdict) for verdict in (ratio.Verdict.FASTER, ratio.Verdict.EQUAL, ratio.Verdict.SLOWER)
+    ]
+    assert counts == [faster, equal, slower]
+    assert len(comparisons.found) == of
+    worst = max(comparison.ratio for comparison in comparisons.found.values())
     (claimed,) = re.findall(r"costs up to ([\d.]+) times", README)
     assert worst <= float(claimed) < worst + 0.01
