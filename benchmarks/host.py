@@ -7,7 +7,7 @@ from typing import Any
 from asv_bench_gpu.verification import Unavailable, Verified
 
 from benchmarks.shapes import MODELS, route
-from benchmarks.verification import OnCpu, OnGpu
+from benchmarks.verification import OnCpu, OnGpu, skip_unless_verified
 
 
 class _Call:
@@ -35,8 +35,7 @@ class Call(_Call, OnGpu):
 
     def setup(self, verified: Verified | Unavailable, model: str, tokens: int, implementation: str) -> None:
         """Prepare one shape."""
-        if isinstance(verified, Unavailable):
-            verified.skip()
+        skip_unless_verified(verified)
         self.prepare("cuda", model, tokens, implementation)
 
 

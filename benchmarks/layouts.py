@@ -6,7 +6,7 @@ from asv_bench_gpu.verification import Unavailable, Verified
 
 from benchmarks import oracle
 from benchmarks.shapes import MODELS, route
-from benchmarks.verification import OnGpu
+from benchmarks.verification import OnGpu, skip_unless_verified
 
 CALLS = 100
 
@@ -21,8 +21,7 @@ class Repeats(OnGpu):
 
     def setup(self, verified: Verified | Unavailable, model: str, tokens: int, implementation: str) -> None:
         """Make the input."""
-        if isinstance(verified, Unavailable):
-            verified.skip()
+        skip_unless_verified(verified)
         self.ids, self.weights = route(MODELS[model], tokens, "uniform", "cuda")
 
     def track_distinct_layouts(self, _: Verified, model: str, tokens: int, implementation: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from asv_bench_gpu.verification import Unavailable, Verified
 
 from benchmarks.shapes import MODELS, route
-from benchmarks.verification import OnGpu
+from benchmarks.verification import OnGpu, skip_unless_verified
 
 
 class Call(OnGpu):
@@ -18,8 +18,7 @@ class Call(OnGpu):
 
     def setup(self, verified: Verified | Unavailable, model: str, tokens: int, implementation: str) -> None:
         """Make the input."""
-        if isinstance(verified, Unavailable):
-            verified.skip()
+        skip_unless_verified(verified)
         self.ids, self.weights = route(MODELS[model], tokens, "uniform", "cuda")
 
     def track_peak_bytes(self, _: Verified, model: str, tokens: int, implementation: str) -> int:

@@ -9,7 +9,7 @@ from asv_bench_gpu.verification import Unavailable, Verified
 
 from benchmarks import oracle
 from benchmarks.shapes import MODELS, TOKENS, route
-from benchmarks.verification import OnGpu
+from benchmarks.verification import OnGpu, skip_unless_verified
 
 IMPLEMENTATIONS = ["deterministic", "atomic", "floor"]
 
@@ -24,8 +24,7 @@ class _Order(OnGpu):
         self, verified: Verified | Unavailable, model: str, tokens: int, routing: str, implementation: str
     ) -> None:
         """Make the inputs, the buffers and the call."""
-        if isinstance(verified, Unavailable):
-            verified.skip()
+        skip_unless_verified(verified)
         import torch
 
         from benchmarks import floor
@@ -49,16 +48,16 @@ class _Order(OnGpu):
             self.call = lambda: align_rows(
                 self.ids, self.weights, shape.num_experts, out=self.out, implementation=implementation
             )
-        self._poison()
+
+    def gputime_rows(self, *_: Any) -> None:
+        """Align, row layout."""
+        self.call()
 
     def reallocate(self, *_: Any) -> None:
-        """Move the counts to another address, aligned as an allocation is."""
+        """Move the counts to another address, aligned as an allocation is, and clear the outputs."""
         start = self.random.randrange(0, self._COUNTS_ARENA - 4096, 128)
         self.out = self.out._replace(counts=self.arena[start : start + len(self.out.counts)])
-        self._poison()
-
-    def _poison(self) -> None:
-        """What another call left in the memory must not pass for this one's result."""
+        # What another call left in the memory must not pass for this one's result.
         for tensor in self.out:
             tensor.fill_(-1)
 
@@ -83,10 +82,6 @@ class Rows(_Order):
         """Prepare one shape."""
         self.prepare(verified, model, tokens, "uniform", implementation)
 
-    def gputime_rows(self, *_: Any) -> None:
-        """Align, row layout."""
-        self.call()
-
 
 class Skew(_Order):
     """Uneven routing, which makes atomic counters contend."""
@@ -105,10 +100,6 @@ class Skew(_Order):
         """Prepare one shape."""
         self.prepare(verified, model, tokens, routing, implementation)
 
-    def gputime_rows(self, *_: Any) -> None:
-        """Align, row layout."""
-        self.call()
-
 
 class Empty(OnGpu):
     """The least that any launch costs."""
@@ -117,8 +108,7 @@ class Empty(OnGpu):
 
     def setup(self, verified: Verified | Unavailable) -> None:
         """Import the kernel."""
-        if isinstance(verified, Unavailable):
-            verified.skip()
+        skip_unless_verified(verified)
         from benchmarks import floor
 
         self.kernel = floor.empty_kernel

@@ -135,6 +135,12 @@ def assert_installed() -> None:
         raise RuntimeError(f"moe_align comes from {moe_align.__file__}, not from the environment of the commit")
 
 
+def skip_unless_verified(verified: Verified | Unavailable) -> None:
+    """For `setup`: end it, with the reason, where the machine cannot run the suite."""
+    if isinstance(verified, Unavailable):
+        verified.skip()
+
+
 class OnGpu:
     """Base of suites that measure on the GPU; one verification per process serves them all."""
 

@@ -135,9 +135,7 @@ class _Session:
         given_up: set[str] = set()
         for done, (number, commit) in enumerate(self._plan(hashes)):
             label = f"{commit[:8]} round {number}/{self.rounds}"
-            if commit in given_up:
-                continue
-            if not self._asked_for(number):
+            if commit in given_up or not self._asked_for(number):
                 continue
             selected = self._missing(commit, number)
             if not selected:
@@ -301,71 +299,54 @@ class _Session:
             self.environment.name,
             self.environment.env_vars,
         )
-        measured: set[tuple[str, ...]] = set()
-        # Values first: asv drops a combination's samples when a later entry has none for it.
-        for with_values in (True, False):
-            for entry in rounds:
-                for name, figures in entry.figures.items():
-                    benchmark = self.benchmarks._all_benchmarks.get(name)
-                    if benchmark and benchmark["version"] == figures.version:
-                        _add(results, benchmark, figures, entry, measured, with_values)
+        for name in dict.fromkeys(name for entry in rounds for name in entry.figures):
+            benchmark = self.benchmarks._all_benchmarks.get(name)
+            of_version = [
+                (entry, entry.figures[name])
+                for entry in rounds
+                if benchmark and name in entry.figures and entry.figures[name].version == benchmark["version"]
+            ]
+            if of_version:
+                _add(results, benchmark, of_version)
         with journal.replacing(path) as temporary:
             results._filename = temporary.name
             results.save(str(temporary.parent))
 
 
-def _add(
-    results: Any,
-    benchmark: dict[str, Any],
-    figures: Figures,
-    entry: Round,
-    measured: set[tuple[str, ...]],
-    with_values: bool,
-) -> None:
-    """Add one round's figures to asv's results; combinations that the suite has dropped since are left out.
+def _add(results: Any, benchmark: dict[str, Any], rounds: list[tuple[Round, Figures]]) -> None:
+    """Add a benchmark to asv's results: of each combination all values, or why there is none in any round.
 
-    Args:
-        measured: (benchmark, parameters...) that have a value in some round; added to.
-        with_values: add values; otherwise skips and errors of what has no value in any round.
+    Combinations that the suite has dropped since are left out.
     """
-    position = {combination: index for index, combination in enumerate(_combinations(benchmark["params"]))}
-    values: list[float | None] = [None] * len(position)
-    selected = []
-    skipped = figures.skipped_indices
-    for index, combination in enumerate(_combinations(figures.params)):
-        value = figures.values[index]
-        if combination not in position:
-            continue
-        if with_values and value is not None:
-            measured.add((benchmark["name"], *combination))
-        elif with_values or (benchmark["name"], *combination) in measured:
-            continue
-        elif index in skipped:
-            value = math.nan
-        elif str(index) not in figures.errors:
-            continue
-        selected.append(position[combination])
-        values[position[combination]] = value
-    if not selected:
-        return
-    sampled = [figures.number is not None and value is not None and not math.isnan(value) for value in values]
+    combinations = _combinations(benchmark["params"])
+    values: dict[tuple[str, ...], list[float]] = {combination: [] for combination in combinations}
+    skipped: set[tuple[str, ...]] = set()
+    number = None
+    for _, figures in rounds:
+        number = figures.number or number
+        skips = figures.skipped_indices
+        for index, combination in enumerate(_combinations(figures.params)):
+            value = figures.values[index]
+            if combination in values and value is not None:
+                values[combination].append(value)
+            elif index in skips:
+                skipped.add(combination)
+    sampled = [number is not None and bool(values[combination]) for combination in combinations]
     result = BenchmarkResult(
-        result=values,
-        samples=[[value] if has else None for value, has in zip(values, sampled, strict=True)],
-        number=[figures.number if has else None for has in sampled],
-        errcode=1 if figures.errors else 0,
-        stderr="\n".join(figures.errors.values()),
+        # asv's values: NaN for skipped, None for failed or not selected.
+        result=[
+            values[combination][-1] if values[combination] else math.nan if combination in skipped else None
+            for combination in combinations
+        ],
+        samples=[values[combination] if has else None for combination, has in zip(combinations, sampled, strict=True)],
+        number=[number if has else None for has in sampled],
+        errcode=1 if any(figures.errors for _, figures in rounds) else 0,
+        stderr="\n".join(message for _, figures in rounds for message in figures.errors.values()),
         profile=None,
     )
-    results.add_result(
-        benchmark,
-        result,
-        started_at=datetime.datetime.fromisoformat(entry.started_at),
-        duration=entry.seconds,
-        record_samples=True,
-        append_samples=True,
-        selected_idx=selected,
-    )
+    last, _ = rounds[-1]
+    started_at = datetime.datetime.fromisoformat(last.started_at)
+    results.add_result(benchmark, result, started_at=started_at, duration=last.seconds, record_samples=True)
 
 
 @contextlib.contextmanager
