@@ -23,7 +23,8 @@ report: setup
 	$(BIN)/asv-gpu report
 
 test: setup
-	$(PYTEST) -n auto
+	$(PYTEST) -m alone
+	$(PYTEST) -n auto -m "not alone"
 
 check: lint types doctest test
 

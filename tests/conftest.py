@@ -23,6 +23,7 @@ def pytest_configure(config):
     config.addinivalue_line(
         "markers", "gpu(gib=0, devices=1): needs CUDA GPUs, that many, the first with so much memory free"
     )
+    config.addinivalue_line("markers", "alone: times the device, so nothing else may run on it meanwhile")
     config.addinivalue_line("markers", "interpreter: looks into Triton's interpreter, so not on a GPU")
 
 

@@ -90,6 +90,7 @@ def test_host_time_of_the_real_clock_is_no_less_than_the_work():
 
 
 @pytest.mark.gpu
+@pytest.mark.alone
 class TestOnGpu:
     def test_time_is_proportional_to_the_cycles_spun(self):
         import torch
