@@ -100,6 +100,7 @@ def test_shared_memory_is_that_of_one_float_per_warp(part, target):
 @pytest.mark.parametrize("target", TARGETS)
 def test_counts_atomic_instructions(part, target):
     assert part(target)["count"]["atomics"] >= 1
+    assert part(target)["count"]["shared_atomics"] == 0
     assert part(target)["copy"]["atomics"] == part(target)["prefix"]["atomics"] == 0
 
 

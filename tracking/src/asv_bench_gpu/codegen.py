@@ -30,8 +30,9 @@ _POINTERS = {
     "torch.float16": "*fp16",
     "torch.bfloat16": "*bf16",
 }
-_NVIDIA_ATOMICS = ("ATOM", "ATOMG", "ATOMS", "RED", "REDG")
-_AMD_ATOMIC = r"_atomic_|^ds_(add|sub|inc|dec|min|max|and|or|xor|cmpst)"
+_NVIDIA_ATOMICS = ("ATOM", "ATOMG", "RED", "REDG")
+_AMD_ATOMIC = r"_atomic_"
+_AMD_SHARED_ATOMIC = r"^ds_(add|sub|inc|dec|min|max|and|or|xor|cmpst)"
 _LAUNCH_OPTIONS = ("num_warps", "num_stages", "num_ctas", "launch_cooperative_grid", "launch_pdl", "maxnreg")
 
 
@@ -59,7 +60,8 @@ class Resources:
         spill_bytes: stack per thread; 0 when nothing spills.
         shared_bytes: shared memory per program.
         instructions: machine instructions.
-        atomics: machine instructions that are atomic in global or shared memory.
+        atomics: machine instructions that are atomic in global memory.
+        shared_atomics: machine instructions that are atomic in shared memory.
     """
 
     registers: int
@@ -67,6 +69,7 @@ class Resources:
     shared_bytes: int
     instructions: int
     atomics: int
+    shared_atomics: int
 
 
 def record(function: Callable[[], object]) -> list[Launch]:
@@ -153,6 +156,7 @@ def _read_nvidia(cubin: bytes, shared_bytes: int) -> Resources:
         shared_bytes=shared_bytes,
         instructions=len(opcodes),
         atomics=sum(opcode in _NVIDIA_ATOMICS for opcode in opcodes),
+        shared_atomics=opcodes.count("ATOMS"),
     )
 
 
@@ -165,6 +169,7 @@ def _read_amd(assembly: str, shared_bytes: int) -> Resources:
         shared_bytes=shared_bytes,
         instructions=len(opcodes),
         atomics=sum(re.search(_AMD_ATOMIC, opcode) is not None for opcode in opcodes),
+        shared_atomics=sum(re.search(_AMD_SHARED_ATOMIC, opcode) is not None for opcode in opcodes),
     )
 
 
