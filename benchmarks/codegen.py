@@ -6,25 +6,38 @@ import dataclasses
 
 from benchmarks.verification import assert_installed, interpreted
 
-KERNELS = ["scan", "atomic", "schedule"]
+#: What a kernel is called here, by its name in the package. Append-only, like the shapes.
+KERNELS = {
+    "align_rows_scan_kernel": "scan",
+    "align_rows_atomic_kernel": "atomic",
+    "schedule_blocks_kernel": "schedule",
+    "align_rows_sift_kernel": "sift",
+    "count_tiles_kernel": "tiles: count",
+    "sum_tiles_kernel": "tiles: sum",
+    "place_tiles_kernel": "tiles: place",
+}
 TARGETS = ["sm_80", "sm_90", "sm_100", "gfx942"]
 
 
-def _launch(kernel: str) -> None:
-    """Launch a kernel for 1024 tokens, top 8 of 256 experts, with the configuration of untuned GPUs."""
+def _launch_all() -> None:
+    """Launch every kernel of the installed commit for 1024 tokens, top 8 of 256 experts, configured as if untuned."""
     import torch
 
     from moe_align import kernels, layouts, strategy
 
     topk_ids = torch.zeros((1024, 8), dtype=torch.int32)
-    out = layouts.Rows.empty(256, topk_ids.numel(), torch.float32, topk_ids.device)
-    if kernel == "schedule":
-        capacity = layouts.schedule_capacity(topk_ids.numel(), 256, 64)
-        kernels.schedule.schedule_blocks(out.counts, 64, torch.empty((capacity, 3), dtype=torch.int32))
-        return
-    implementation = {"scan": "deterministic", "atomic": "atomic"}[kernel]
-    run_config = strategy.default_run_config(implementation, topk_ids.numel(), 256)
-    getattr(kernels, kernel).align_rows(topk_ids, torch.zeros(topk_ids.shape), out, run_config)
+    num_slots, num_experts = topk_ids.numel(), 256
+    out = layouts.Rows.empty(num_experts, num_slots, torch.float32, topk_ids.device)
+    # Commits before there were strategies have two launchers.
+    known = getattr(strategy, "STRATEGIES", None) or {"scan": "deterministic", "atomic": "atomic"}
+    for name, found in known.items():
+        if isinstance(found, str):
+            config = strategy.default_run_config(found, num_slots, num_experts)
+        else:
+            config = found.default(num_slots, num_experts)
+        getattr(kernels, name).align_rows(topk_ids, torch.zeros(topk_ids.shape), out, config)
+    capacity = layouts.schedule_capacity(num_slots, num_experts, 64)
+    kernels.schedule.schedule_blocks(out.counts, 64, torch.empty((capacity, 3), dtype=torch.int32))
 
 
 def _compile_all() -> dict[str, dict[str, int]]:
@@ -32,9 +45,8 @@ def _compile_all() -> dict[str, dict[str, int]]:
     from asv_bench_gpu import codegen
 
     return {
-        f"{kernel} {target}": dataclasses.asdict(codegen.resources(launch, target))
-        for kernel in KERNELS
-        for launch in codegen.record(lambda kernel=kernel: _launch(kernel))
+        f"{KERNELS[launch.kernel.__name__]} {target}": dataclasses.asdict(codegen.resources(launch, target))
+        for launch in codegen.record(_launch_all)
         for target in TARGETS
     }
 
@@ -42,8 +54,8 @@ def _compile_all() -> dict[str, dict[str, int]]:
 class Kernels:
     """Resources of every kernel on every target."""
 
-    version = "3"
-    params = [KERNELS, TARGETS]
+    version = "4"  # atomics in shared memory count apart
+    params = [list(KERNELS.values()), TARGETS]
     param_names = ["kernel", "target"]
 
     def setup_cache(self) -> dict[str, dict[str, int]]:
@@ -55,6 +67,11 @@ class Kernels:
         return compiled
 
     setup_cache.timeout = 600
+
+    def setup(self, resources: dict[str, dict[str, int]], kernel: str, target: str) -> None:
+        """Leave out what the commit does not have."""
+        if f"{kernel} {target}" not in resources:
+            raise NotImplementedError(f"the commit has no kernel {kernel!r}")
 
     def track_registers(self, resources: dict[str, dict[str, int]], kernel: str, target: str) -> int:
         """Registers per thread."""
@@ -73,9 +90,13 @@ class Kernels:
         return resources[f"{kernel} {target}"]["instructions"]
 
     def track_atomics(self, resources: dict[str, dict[str, int]], kernel: str, target: str) -> int:
-        """Atomic machine instructions."""
+        """Machine instructions that are atomic in global memory."""
         return resources[f"{kernel} {target}"]["atomics"]
+
+    def track_shared_atomics(self, resources: dict[str, dict[str, int]], kernel: str, target: str) -> int:
+        """Machine instructions that are atomic in shared memory."""
+        return resources[f"{kernel} {target}"]["shared_atomics"]
 
     track_registers.unit = "registers"
     track_spill_bytes.unit = track_shared_bytes.unit = "bytes"
-    track_instructions.unit = track_atomics.unit = "instructions"
+    track_instructions.unit = track_atomics.unit = track_shared_atomics.unit = "instructions"

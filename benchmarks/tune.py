@@ -18,31 +18,56 @@ import sys
 from pathlib import Path
 from typing import Any
 
-EXPERTS = [8, 64, 128, 256, 512]
-SLOTS = [8, 64, 256, 512, 1024, 2048, 4096, 8192, 16384, 65536, 262144]
+EXPERTS = [8, 64, 128, 256, 512, 1024]
+SLOTS = [8, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 24576, 32768, 49152, 65536, 131072, 262144]
 #: A table entry changes only for a gain above the noise of one short measurement.
 _GAIN = 0.01
 
 
-def configurations(implementation: str, num_slots: int) -> list[dict[str, int]]:
-    """What is worth trying for a number of slots: tiles from one warp's width to well past the input."""
+def configurations(implementation: str, num_slots: int, num_experts: int) -> list[dict[str, Any]]:
+    """What is worth trying for a shape, of every strategy behind the implementation."""
     widest = max(32, 1 << (num_slots - 1).bit_length())
     if implementation == "atomic":
-        blocks = [size for size in (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192) if size <= widest]
         return [
-            {"BLOCK_SIZE": block, "num_warps": warps}
-            for block, warps in itertools.product(blocks, (1, 2, 4, 8, 16, 32))
-            if 1 <= block // (warps * 32) <= 8
+            {"strategy": "atomic", "BLOCK_SIZE": block, "num_warps": warps}
+            for block, warps in itertools.product((32, 64, 128, 256, 512, 1024, 2048, 4096, 8192), (1, 2, 4, 8, 16, 32))
+            if block <= widest and 1 <= block // (warps * 32) <= 8
         ]
-    # Not much smaller than the input either: every further tile waits for the one before.
-    blocks = [
-        size for size in (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192) if min(widest, 4096) // 4 <= size <= widest
-    ]
-    return [
-        {"BLOCK_SIZE": block, "EXPERT_BLOCK": experts, "NUM_STAGE": 1, "num_warps": warps}
-        for block, experts, warps in itertools.product(blocks, (1, 2), (1, 2, 4, 8, 16))
-        if 2 <= block * experts // (warps * 32) <= 32 or block == 32
-    ]
+    found: list[dict[str, Any]] = []
+    if num_slots <= 2048 or num_experts <= 64:
+        # Not much smaller than the input either: every further tile waits for the one before.
+        found += [
+            {"strategy": "scan", "BLOCK_SIZE": block, "EXPERT_BLOCK": experts, "NUM_STAGE": 1, "num_warps": warps}
+            for block, experts, warps in itertools.product(
+                {min(widest, 8192), min(widest, 8192) // 2}, (1, 2, 4, 8, 16), (1, 2, 4, 8, 16)
+            )
+            if block >= 16
+            and experts <= num_experts
+            and experts <= (16 if num_slots < 256 else 4 if num_slots <= 2048 else 2)
+            and (2 <= block // (warps * 32) <= 16 or block <= 32 == 32 * warps)
+        ]
+    if 1024 <= num_slots <= 65536 and num_experts > 8:
+        found += [
+            {"strategy": "sift", "EXPERT_BLOCK": experts, "HITS": hits, "num_warps": warps}
+            for experts, hits, warps in itertools.product((1, 2, 4), (2, 4), (4, 8, 16, 32))
+            # Chunks of 128 slots to a warp, and programs enough for the multiprocessors but not many times as many.
+            if num_slots / (warps * 128) >= 1 / 2
+            and num_slots / (warps * 128) <= 10
+            and 32 <= num_experts // experts <= 512
+        ]
+    if num_slots >= 2048:
+        found += [
+            {
+                "strategy": "tiles",
+                "BLOCK_SIZE": step,
+                "STEPS": steps,
+                "SUM_EXPERTS": sum_experts,
+                "num_warps": step // 32,
+            }
+            for step, steps, sum_experts in itertools.product((32, 64, 128, 256), (1, 2, 4, 8, 16), (4, 8))
+            if 64 <= num_slots // (step * steps) <= 2048
+        ]
+    return found
 
 
 def _case(num_experts: int, num_slots: int) -> tuple[Any, Any]:
@@ -53,14 +78,13 @@ def _case(num_experts: int, num_slots: int) -> tuple[Any, Any]:
     return route(Model(num_experts, top_k), num_slots // top_k, "uniform", "cuda")
 
 
-def _compile(job: tuple[str, dict[str, int]]) -> None:
+def _compile(job: tuple[str, int, int, dict[str, Any]]) -> None:
     """Fill Triton's cache on disk, in a process of its own: all cores compile at once."""
     from moe_align import align_rows
 
-    implementation, config = job
-    for num_experts, num_slots in ((8, 64), (256, 8), (256, 2 * config["BLOCK_SIZE"] + 64)):
-        ids, weights = _case(num_experts, num_slots)
-        align_rows(ids, weights, num_experts, implementation=implementation, run_config=config)
+    implementation, num_experts, num_slots, config = job
+    ids, weights = _case(num_experts, num_slots)
+    align_rows(ids, weights, num_experts, implementation=implementation, run_config=config)
 
 
 def tune(implementation: str, num_experts: int, num_slots: int) -> dict[str, Any]:
@@ -73,12 +97,12 @@ def tune(implementation: str, num_experts: int, num_slots: int) -> dict[str, Any
 
     from benchmarks import oracle
     from moe_align import Rows, align_rows
-    from moe_align.strategy import default_run_config
+    from moe_align.strategy import rule_of_thumb
 
     ids, weights = _case(num_experts, num_slots)
     out = Rows.empty(num_experts, ids.numel(), weights.dtype, ids.device)
 
-    def microseconds(config: dict[str, int]) -> float:
+    def microseconds(config: dict[str, Any]) -> float:
         call = lambda: align_rows(  # noqa: E731
             ids,
             weights,
@@ -95,10 +119,10 @@ def tune(implementation: str, num_experts: int, num_slots: int) -> dict[str, Any
             raise AssertionError(f"{implementation}, {num_experts} experts, {num_slots} slots, {config}: {difference}")
         return device_timing(call, calls=40, replays=7).median * 1e6
 
-    default = default_run_config(implementation, num_slots, num_experts)
+    default = rule_of_thumb(implementation, num_slots, num_experts)
     best, best_time = default, microseconds(default)
     default_time = best_time
-    for config in configurations(implementation, num_slots):
+    for config in configurations(implementation, num_slots, num_experts):
         time = microseconds(config)
         if time < best_time * (1 - _GAIN):
             best, best_time = config, time
@@ -118,10 +142,11 @@ def main() -> None:
     )
     arguments = parser.parse_args()
 
-    jobs: list[tuple[str, dict[str, int]]] = []
-    for implementation, num_slots in itertools.product(arguments.implementations, SLOTS):
-        new = ((implementation, config) for config in configurations(implementation, num_slots))
-        jobs += [job for job in new if job not in jobs]
+    jobs = [
+        (implementation, num_experts, num_slots, config)
+        for implementation, num_experts, num_slots in itertools.product(arguments.implementations, EXPERTS, SLOTS)
+        for config in configurations(implementation, num_slots, num_experts)
+    ]
     with concurrent.futures.ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
         list(pool.map(_compile, jobs, chunksize=4))
     gpu = torch.cuda.get_device_name()

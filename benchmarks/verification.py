@@ -61,35 +61,51 @@ def comparisons(device: str) -> Iterator[tuple[str, str | None]]:
         ordered = implementation != "atomic"
         return oracle.difference(out, ids, topk_weights, ordered=ordered, untouched=_SENTINEL)
 
-    for implementation in ("reference", "deterministic", "atomic"):
+    for num_experts, run_config in _PARTIAL_BLOCKS:
+        what = f"deterministic, {num_experts} experts, {run_config}"
+        ids = _ids_past_the_experts(num_experts, run_config["EXPERT_BLOCK"], device)
+        yield what, compare(what, ids, num_experts, "deterministic", run_config=run_config)
+
+    configurations = [(name, {}) for name in ("reference", "deterministic", "atomic")]
+    configurations += [("deterministic", {"run_config": {"strategy": name}}) for name in _strategies()]
+    for implementation, options in configurations:
+        routed = {routing: route(Model(60, 4), 600, routing, device)[0] for routing in ("one expert", "zipf")}
+        # Four neighbouring slots alike.
+        routed["one expert a token"] = torch.arange(600, device=device)[:, None].expand(600, 4) % 60
+        for routing, ids in routed.items():
+            what = f"{_described(implementation, options)}, {routing}"
+            yield what, compare(what, ids, 60, implementation, **options)
         for num_tokens, top_k, num_experts in _SIZES:
             generator = torch.Generator(device).manual_seed(num_tokens)
-            shape = (num_tokens, top_k)
             # Ids from -2 to num_experts + 1: duplicates in a row, and ids outside the range.
-            ids = torch.randint(-2, num_experts + 2, shape, generator=generator, device=device)
+            ids = torch.randint(-2, num_experts + 2, (num_tokens, top_k), generator=generator, device=device)
             # Ids that only look like experts in their lower 32 bits.
             wide = ids + 2**32 * (ids % 3 == 0)
             for typed in (ids.int(), ids.long(), wide.long()):
-                what = f"{implementation}, {num_tokens} x {top_k} {typed.dtype} of {num_experts} experts"
-                yield what, compare(what, typed, num_experts, implementation)
-        for routing in ("one expert", "zipf"):
-            ids, _ = route(Model(60, 4), 150, routing, device)
-            what = f"{implementation}, {routing}"
-            yield what, compare(what, ids, 60, implementation)
+                shape = f"{num_tokens} x {top_k} {typed.dtype} of {num_experts} experts"
+                what = f"{_described(implementation, options)}, {shape}"
+                yield what, compare(what, typed, num_experts, implementation, **options)
         for dtype in (torch.float16, torch.bfloat16):
             ids, _ = route(Model(33, 3), 43, "uniform", device)
-            what = f"{implementation}, {dtype} weights"
-            yield what, compare(what, ids, 33, implementation, dtype)
+            what = f"{_described(implementation, options)}, {dtype} weights"
+            yield what, compare(what, ids, 33, implementation, dtype, **options)
     for counts, num_slots, block_size in _SCHEDULES:
         given = torch.tensor(counts, dtype=torch.int32, device=device)
         scheduled = schedule_blocks(given, num_slots, block_size).tolist()
         expected = oracle.schedule(counts, block_size, len(scheduled))
         what = f"schedule of {counts} in blocks of {block_size}"
         yield what, None if scheduled == expected else f"got {scheduled}, expected {expected}"
-    for num_experts, run_config in _PARTIAL_BLOCKS:
-        what = f"deterministic, {num_experts} experts, {run_config}"
-        ids = _ids_past_the_experts(num_experts, run_config["EXPERT_BLOCK"], device)
-        yield what, compare(what, ids, num_experts, "deterministic", run_config=run_config)
+
+
+def _strategies() -> list[str]:
+    """The installed package's deterministic strategies; none before there was a choice."""
+    from moe_align import strategy
+
+    return strategy.strategies("deterministic") if hasattr(strategy, "strategies") else []
+
+
+def _described(implementation: str, options: dict[str, Any]) -> str:
+    return " ".join([implementation, *options.get("run_config", {}).values()])
 
 
 def stores() -> Iterator[tuple[str, str | None]]:

@@ -8,13 +8,12 @@ from typing import Any, Literal
 import torch
 
 from moe_align import kernels, reference
-from moe_align.kernels import atomic, scan, schedule
+from moe_align.kernels import schedule
 from moe_align.layouts import Rows, schedule_capacity
-from moe_align.strategy import MAX_TILE, gpu_name, run_config_for
+from moe_align.strategy import MAX_TILE, STRATEGIES, RunConfig, gpu_name, run_config_for
 
 Implementation = Literal["deterministic", "atomic", "reference"]
 
-_KERNELS = {"deterministic": scan.align_rows, "atomic": atomic.align_rows}
 _ID_DTYPES = (torch.int32, torch.int64)
 _WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Slots are int32, and the last tile of a kernel may count this far past the last slot.
@@ -28,7 +27,7 @@ def align_rows(
     *,
     out: Rows | None = None,
     implementation: Implementation = "deterministic",
-    run_config: dict[str, int] | None = None,
+    run_config: RunConfig | None = None,
     check_ids: bool = False,
 ) -> Rows:
     """Group slots and their weights by expert, one row per expert, in slot order.
@@ -44,8 +43,10 @@ def align_rows(
             of ``topk_weights``. Beyond the counts nothing is written.
         implementation: "deterministic"; "atomic", the baseline, whose rows may be in any order; or "reference", plain
             torch. CPU tensors are served by the reference, whichever is named.
-        run_config: launch options, for tuning: ``BLOCK_SIZE`` (slots per tile), ``EXPERT_BLOCK`` (experts per
-            program), ``NUM_STAGE`` (loads in flight), ``num_warps``; "atomic" takes ``BLOCK_SIZE`` and ``num_warps``.
+        run_config: launch options, for tuning; whatever they are, the result is the same. ``strategy`` is "scan",
+            "sift" or "tiles", and the others are that strategy's (see `moe_align.strategy`): for "scan", which is meant
+            where none is named, ``BLOCK_SIZE`` (slots per tile), ``EXPERT_BLOCK`` (experts per program), ``NUM_STAGE``
+            (loads in flight) and ``num_warps``. "atomic" takes ``BLOCK_SIZE`` and ``num_warps``.
         check_ids: raise on the first id outside the range. Off by default because it synchronises with the host.
 
     Returns:
@@ -87,7 +88,8 @@ def align_rows(
         reference.align_rows(topk_ids, topk_weights, out)
     else:
         with _on_device_of(topk_ids):
-            _KERNELS[implementation](topk_ids.contiguous(), topk_weights.contiguous(), out, config)
+            launch = STRATEGIES[config["strategy"]].align_rows
+            launch(topk_ids.contiguous(), topk_weights.contiguous(), out, config)
     return out
 
 

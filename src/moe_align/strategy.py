@@ -4,50 +4,142 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import re
+from collections.abc import Callable
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 
-#: Options of `run_config` for each implementation: name -> largest value; all are powers of two but NUM_STAGE.
-RUN_CONFIG_LIMITS = {
-    "deterministic": {"BLOCK_SIZE": 65536, "EXPERT_BLOCK": 1024, "NUM_STAGE": 8, "num_warps": 32},
-    "atomic": {"BLOCK_SIZE": 65536, "num_warps": 32},
-}
+from moe_align.kernels import atomic, scan, sift, tiles
+from moe_align.layouts import Rows
+
 #: Triton's limit on the elements of one tile.
 MAX_TILE = 2**20
 
+#: Launch options, and under "strategy" the name of the strategy whose options they are.
+RunConfig = dict[str, Any]
 
-@functools.lru_cache(maxsize=4096)
-def default_run_config(implementation: str, num_slots: int, num_experts: int, gpu: str | None = None) -> dict[str, int]:
-    """The launch configuration for a shape.
+
+class Strategy(NamedTuple):
+    """One way of computing ranks.
+
+    Attributes:
+        align_rows: the launcher: topk_ids, topk_weights, out, and a value for every option.
+        options: name of each option -> its largest value; all are powers of two, but NUM_STAGE and HITS.
+        default: number of slots, number of experts -> a value for every option, for GPUs that nobody tuned.
+        ordered: whether slots ascend within an expert.
+    """
+
+    align_rows: Callable[[torch.Tensor, torch.Tensor, Rows, dict[str, int]], None]
+    options: dict[str, int]
+    default: Callable[[int, int], dict[str, int]]
+    ordered: bool = True
+
+
+_ANY_VALUE = ("NUM_STAGE", "HITS")
+
+
+def _default_scan(num_slots: int, num_experts: int) -> dict[str, int]:
+    block_size = min(max(triton.next_power_of_2(num_slots), 16), 4096)
+    expert_block = 16 if num_slots < 16 else 4 if num_slots <= 512 else 1 if num_experts <= 128 else 2
+    return {
+        "BLOCK_SIZE": block_size,
+        "EXPERT_BLOCK": min(expert_block, triton.next_power_of_2(num_experts)),
+        "NUM_STAGE": 1,
+        "num_warps": min(max(block_size // 256, 1), 8),
+    }
+
+
+def _default_sift(num_slots: int, num_experts: int) -> dict[str, int]:
+    # As many programs as a GPU has multiprocessors, and no more: each reads all ids.
+    expert_block = 1 if num_experts <= 128 else 2 if num_experts <= 256 else 4
+    return {"EXPERT_BLOCK": expert_block, "HITS": 3, "num_warps": 16 if num_slots <= 8192 else 32}
+
+
+def _default_tiles(num_slots: int, num_experts: int) -> dict[str, int]:
+    if num_slots <= 16384:
+        return {"BLOCK_SIZE": 128, "STEPS": 1, "SUM_EXPERTS": 8, "num_warps": 4}
+    # About 512 tiles: enough for every multiprocessor, few enough to sum over.
+    steps = min(max(triton.next_power_of_2(num_slots) // 16384, 4), 64)
+    return {"BLOCK_SIZE": 32, "STEPS": steps, "SUM_EXPERTS": 8, "num_warps": 1}
+
+
+def _default_atomic(num_slots: int, num_experts: int) -> dict[str, int]:
+    # Up to 256 slots one program takes all, and zeroes the counts itself.
+    return {"BLOCK_SIZE": 256, "num_warps": 8} if num_slots <= 256 else {"BLOCK_SIZE": 128, "num_warps": 4}
+
+
+STRATEGIES = {
+    "scan": Strategy(
+        scan.align_rows,
+        {"BLOCK_SIZE": 65536, "EXPERT_BLOCK": 1024, "NUM_STAGE": 8, "num_warps": 32},
+        _default_scan,
+    ),
+    "sift": Strategy(
+        sift.align_rows, {"EXPERT_BLOCK": sift.MAX_EXPERT_BLOCK, "HITS": 8, "num_warps": 32}, _default_sift
+    ),
+    "tiles": Strategy(
+        tiles.align_rows,
+        {"BLOCK_SIZE": 256, "STEPS": 64, "SUM_EXPERTS": tiles.MAX_SUM_EXPERTS, "num_warps": 32},
+        _default_tiles,
+    ),
+    "atomic": Strategy(atomic.align_rows, {"BLOCK_SIZE": 65536, "num_warps": 32}, _default_atomic, ordered=False),
+}
+
+
+def strategies(implementation: str) -> list[str]:
+    """Names of the strategies behind "deterministic" or "atomic"; none behind "reference"."""
+    if implementation == "reference":
+        return []
+    return [name for name, strategy in STRATEGIES.items() if strategy.ordered == (implementation == "deterministic")]
+
+
+def rule_of_thumb(implementation: str, num_slots: int, num_experts: int) -> RunConfig:
+    """The configuration for a shape on a GPU that nobody tuned.
 
     Args:
         implementation: "deterministic" or "atomic".
         num_slots: slots of the call.
         num_experts: experts of the call.
-        gpu: torch's name of the GPU; where nobody has tuned for it, a rule of thumb serves.
+    """
+    if implementation == "atomic":
+        name = "atomic"
+    elif num_slots <= 2048 or (num_experts <= 16 and num_slots <= 8192):
+        name = "scan"
+    elif num_slots <= 16384 and 16 < num_experts <= 1024:
+        name = "sift"
+    else:
+        name = "tiles"
+    return {"strategy": name, **STRATEGIES[name].default(num_slots, num_experts)}
+
+
+@functools.lru_cache(maxsize=4096)
+def default_run_config(implementation: str, num_slots: int, num_experts: int, gpu: str | None = None) -> RunConfig:
+    """The configuration for a shape: the one measured for its neighbour, or the rule of thumb.
+
+    Args:
+        implementation: "deterministic" or "atomic".
+        num_slots: slots of the call.
+        num_experts: experts of the call.
+        gpu: torch's name of the GPU.
     """
     tuned = _tuned(gpu).get(implementation)
-    if tuned:
-        nearest = min((experts for experts, _ in tuned), key=lambda experts: abs(math.log(experts / num_experts)))
-        sizes = sorted(slots for experts, slots in tuned if experts == nearest)
-        # Rounded up: a tile tuned for fewer slots could just miss covering them all.
-        size = next((size for size in sizes if size >= num_slots), sizes[-1])
-        return tuned[nearest, size]
-    if implementation == "atomic":
-        # Up to 256 slots one program takes all, and zeroes the counts itself.
-        return {"BLOCK_SIZE": 256, "num_warps": 8} if num_slots <= 256 else {"BLOCK_SIZE": 128, "num_warps": 4}
-    block_size = min(max(triton.next_power_of_2(num_slots), 16), 4096)
-    num_warps = 4 if block_size <= 1024 else 8
-    return {"BLOCK_SIZE": block_size, "EXPERT_BLOCK": 1, "NUM_STAGE": 1, "num_warps": num_warps}
+    if not tuned:
+        return rule_of_thumb(implementation, num_slots, num_experts)
+    # Rounded up: what was tuned for fewer slots or experts could just miss covering them in one tile or wave.
+    experts = _round_up(num_experts, {experts for experts, _ in tuned})
+    slots = _round_up(num_slots, {slots for tuned_experts, slots in tuned if tuned_experts == experts})
+    return tuned[experts, slots]
+
+
+def _round_up(value: int, grid: set[int]) -> int:
+    return min((point for point in grid if point >= value), default=max(grid))
 
 
 @functools.lru_cache
-def _tuned(gpu: str | None) -> dict[str, dict[tuple[int, int], dict[str, int]]]:
+def _tuned(gpu: str | None) -> dict[str, dict[tuple[int, int], RunConfig]]:
     """Measured configurations for a GPU: implementation -> (num_experts, num_slots) -> configuration."""
     if gpu is None:
         return {}
@@ -57,7 +149,7 @@ def _tuned(gpu: str | None) -> dict[str, dict[tuple[int, int], dict[str, int]]]:
     table = json.loads(file.read_text())
     return {
         implementation: {(row["num_experts"], row["num_slots"]): row["config"] for row in table.get(implementation, ())}
-        for implementation in RUN_CONFIG_LIMITS
+        for implementation in ("deterministic", "atomic")
     }
 
 
@@ -67,40 +159,65 @@ def gpu_name(device: torch.device) -> str | None:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
 
-def checked_run_config(implementation: str, run_config: Any) -> dict[str, int]:
-    """Check what a caller passed as ``run_config``; options left out are left to `default_run_config`.
+def checked_run_config(implementation: str, run_config: Any) -> RunConfig:
+    """Check what a caller passed as ``run_config``.
 
     Raises:
-        TypeError: not a dict of integers.
-        ValueError: an option that the implementation does not have, or a value outside its range.
+        TypeError: not a dict, or an option that is not an integer.
+        ValueError: an unknown strategy, an option that the strategy does not have, or a value outside its range.
     """
     if not isinstance(run_config, dict):
         raise TypeError(f"run_config: expected a dict or None, got {type(run_config).__name__}")
-    limits = RUN_CONFIG_LIMITS.get(implementation, {})
-    for name, value in run_config.items():
-        if name not in limits:
-            known = ", ".join(limits) or "none"
-            raise ValueError(
-                f"run_config[{name!r}]: no such option for implementation {implementation!r} (options: {known})"
-            )
+    known = strategies(implementation)
+    # Without a name the options are LightLLM's, which are those of the scan.
+    name = run_config.get("strategy", known[0] if known else None)
+    if name not in known and "strategy" in run_config:
+        expected = " or ".join(map(repr, known)) or "no strategy"
+        raise ValueError(
+            f"run_config['strategy']: expected {expected} for implementation {implementation!r}, got {name!r}"
+        )
+    limits = STRATEGIES[name].options if name else {}
+    for option, value in run_config.items():
+        if option == "strategy":
+            continue
+        if option not in limits:
+            options = ", ".join(limits) or "none"
+            of = f"strategy {name!r}" if name else f"implementation {implementation!r}"
+            raise ValueError(f"run_config[{option!r}]: no such option for {of} (options: {options})")
         if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"run_config[{name!r}]: expected an int, got {value!r}")
-        power_of_two = name != "NUM_STAGE"
-        if not 1 <= value <= limits[name] or (power_of_two and value & (value - 1)):
+            raise TypeError(f"run_config[{option!r}]: expected an int, got {value!r}")
+        power_of_two = option not in _ANY_VALUE
+        if not 1 <= value <= limits[option] or (power_of_two and value & (value - 1)):
             kind = "a power of two" if power_of_two else "an int"
-            raise ValueError(f"run_config[{name!r}]: expected {kind} from 1 to {limits[name]}, got {value}")
-    return run_config
+            raise ValueError(f"run_config[{option!r}]: expected {kind} from 1 to {limits[option]}, got {value}")
+    return {"strategy": name, **run_config}
 
 
 def run_config_for(
     implementation: str, run_config: Any, num_slots: int, num_experts: int, gpu: str | None = None
-) -> dict[str, int]:
-    """The launch configuration of one call: the caller's options, completed by the default for its shape."""
+) -> RunConfig:
+    """The configuration of one call: the default for its shape, or the caller's options, completed by their strategy's.
+
+    Args:
+        implementation: "deterministic" or "atomic"; "reference", which has no options.
+        run_config: what the caller passed; None for the default.
+        num_slots: slots of the call.
+        num_experts: experts of the call.
+        gpu: torch's name of the GPU.
+
+    Raises:
+        TypeError, ValueError: as `checked_run_config`.
+    """
+    checked = checked_run_config(implementation, run_config) if run_config is not None else None
+    if implementation == "reference":
+        return {}
     default = default_run_config(implementation, num_slots, num_experts, gpu)
-    if run_config is None:
+    if checked is None:
         return default
-    config = {**default, **checked_run_config(implementation, run_config)}
-    tile = config["BLOCK_SIZE"] * config.get("EXPERT_BLOCK", 1)
+    if checked["strategy"] != default["strategy"]:
+        default = STRATEGIES[checked["strategy"]].default(num_slots, num_experts)
+    config = {**default, **checked}
+    tile = config.get("BLOCK_SIZE", 1) * config.get("EXPERT_BLOCK", 1)
     if tile > MAX_TILE:
         raise ValueError(f"run_config: BLOCK_SIZE * EXPERT_BLOCK is {tile}, expected at most {MAX_TILE}")
     return config

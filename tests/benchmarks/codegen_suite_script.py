@@ -1,6 +1,6 @@
 """Run by test_codegen_suite in a process without Triton's interpreter: resources of every launch of a strategy.
 
-python codegen_suite_script.py IMPLEMENTATION...; prints JSON.
+python codegen_suite_script.py PART...; a part is a strategy or "schedule". Prints JSON.
 """
 
 import dataclasses
@@ -15,7 +15,8 @@ from asv_bench_gpu import codegen
 from triton.runtime.jit import JITFunction
 
 from benchmarks import codegen as suite
-from moe_align import api, kernels, layouts, strategy
+from moe_align import api, kernels, layouts
+from moe_align.strategy import STRATEGIES
 
 NUM_TOKENS, TOP_K, NUM_EXPERTS = 1024, 8, 256
 
@@ -28,12 +29,18 @@ def compiled(launches):
     }
 
 
-def alignment(implementation, ids_dtype, weights_dtype):
+def alignment(strategy, ids_dtype, weights_dtype):
     ids = torch.zeros((NUM_TOKENS, TOP_K), dtype=ids_dtype)
     weights = torch.zeros(ids.shape, dtype=weights_dtype)
     out = layouts.Rows.empty(NUM_EXPERTS, ids.numel(), weights_dtype, ids.device)
-    run_config = strategy.default_run_config(implementation, ids.numel(), NUM_EXPERTS)
-    return codegen.record(lambda: api._KERNELS[implementation](ids, weights, out, run_config))
+    run_config = STRATEGIES[strategy].default(ids.numel(), NUM_EXPERTS)
+    return codegen.record(lambda: STRATEGIES[strategy].align_rows(ids, weights, out, run_config))
+
+
+def schedule():
+    counts = torch.zeros(NUM_EXPERTS, dtype=torch.int32)
+    out = torch.empty((NUM_EXPERTS, 3), dtype=torch.int32)
+    return codegen.record(lambda: kernels.schedule.schedule_blocks(counts, 64, out))
 
 
 def every_kernel():
@@ -44,22 +51,16 @@ def every_kernel():
     return sorted(name for name, value in functions.items() if isinstance(value, JITFunction))
 
 
-def covered_kernels():
-    """Names of the kernels that the suite compiles."""
-    launches = [launch for name in suite.KERNELS for launch in codegen.record(lambda name=name: suite._launch(name))]
-    return sorted({launch.kernel.__name__ for launch in launches})
-
-
 def main():
     result = {
-        "implementations": sorted(api._KERNELS),
+        "strategies": sorted(STRATEGIES),
         "kernels": every_kernel(),
-        "covered": covered_kernels(),
+        "covered": sorted(launch.kernel.__name__ for launch in codegen.record(suite._launch_all)),
         "targets": list(codegen.TARGETS),
     }
     for part in sys.argv[1:]:
         if part == "schedule":
-            result["schedule"] = compiled(codegen.record(lambda: suite._launch("schedule")))
+            result["schedule"] = compiled(schedule())
             continue
         for ids_dtype, weights_dtype in itertools.product(api._ID_DTYPES, api._WEIGHT_DTYPES):
             key = f"{part} {ids_dtype} {weights_dtype}".replace("torch.", "")

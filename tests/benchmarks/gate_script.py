@@ -24,24 +24,22 @@ def mistake(file, *edits):
     return Mutant(file, edits)
 
 
-SCAN, ATOMIC, REFERENCE = "kernels/scan.py", "kernels/atomic.py", "reference.py"
-IMPLEMENTATIONS = {SCAN: "deterministic", ATOMIC: "atomic", REFERENCE: "reference"}
+SCAN, SIFT, TILES = "kernels/scan.py", "kernels/sift.py", "kernels/tiles.py"
+ATOMIC, REFERENCE = "kernels/atomic.py", "reference.py"
+IMPLEMENTATIONS = {ATOMIC: "atomic", REFERENCE: "reference"}
 _IDS = "ids = tl.load(topk_ids_ptr + slots, mask=slots < num_slots, other=-1)"
 _CLAMPED = "ids = tl.where(slots < num_slots, tl.minimum(tl.maximum(ids, 0), num_experts - 1), -1)"
-_COUNTS = "tl.store(counts_ptr + experts, counts, mask=owned)"
+_COUNTS = "tl.store(counts_ptr + first + owned, counts, mask=owned < num_owned)"
 _WEIGHTS = "tl.load(topk_weights_ptr + slots,"
-#: None of them writes outside its buffers by more than an element or two: the process must live.
+_OWNED = "num_owned = tl.minimum(EXPERT_BLOCK, num_experts - first)"
+#: None of them writes outside its buffers by more than the guards: the process must live.
 MUTANTS = {
-    "rank-off-by-one": mistake(
-        SCAN, ("tl.cumsum(hits.to(tl.int32), axis=2) - 1", "tl.cumsum(hits.to(tl.int32), axis=2)")
-    ),
-    "order-reversed-in-a-row": mistake(
-        SCAN, ("tl.cumsum(hits.to(tl.int32), axis=2)", "tl.cumsum(hits.to(tl.int32), axis=2, reverse=True)")
-    ),
+    "rank-off-by-one": mistake(SCAN, ("(tl.cumsum(ones, axis=1) - ones)", "tl.cumsum(ones, axis=1)")),
+    "order-reversed-in-a-row": mistake(SCAN, ("tl.cumsum(ones, axis=1)", "tl.cumsum(ones, axis=1, reverse=True)")),
     "ids-not-dropped": mistake(SCAN, (_IDS, f"{_IDS}\n        {_CLAMPED}")),
     "counts-not-written": mistake(SCAN, (_COUNTS, "pass")),
     "counts-of-the-last-expert-not-written": mistake(
-        SCAN, (_COUNTS, _COUNTS.replace("mask=owned", "mask=experts < num_experts - 1"))
+        SCAN, (_COUNTS, _COUNTS.replace("owned < num_owned", "first + owned < num_experts - 1"))
     ),
     "weights-of-slot-0": mistake(SCAN, (_WEIGHTS, _WEIGHTS.replace("slots", "slots * 0"))),
     "last-slot-dropped": mistake(SCAN, (_IDS, _IDS.replace("slots < num_slots", "slots < num_slots - 1"))),
@@ -50,23 +48,33 @@ MUTANTS = {
         (
             _COUNTS,
             f"{_COUNTS}\n"
-            "    beyond = slot_index_ptr + experts.to(tl.int64) * num_slots + counts\n"
-            "    tl.store(beyond, 0, mask=owned & (counts < num_slots))",
+            "    beyond = slot_index_ptr + owned.to(tl.int64) * num_slots + counts\n"
+            "    tl.store(beyond, 0, mask=(owned < num_owned) & (counts < num_slots))",
         ),
     ),
-    "experts-past-the-end-wrap-around": mistake(
-        SCAN,
-        ("experts.to(tl.int64)[:, None, None]", "(experts % num_experts).to(tl.int64)[:, None, None]"),
-        (" & owned[:, None, None]", ""),
-    ),
+    "ids-past-the-end-claimed": mistake(SCAN, (_OWNED, "num_owned = first * 0 + EXPERT_BLOCK")),
     "kernel-raises": mistake(SCAN, (_IDS, "ids = tl.no_such_function(slots)")),
+    "sift-forgets-the-hits-of-earlier-warps": mistake(SIFT, ("return inclusive - sums, ", "return inclusive * 0, ")),
+    "sift-forgets-the-earlier-hits-of-a-lane": mistake(
+        SIFT, ("+ ((placed >> shift) & 15).to(tl.int32)", "+ ((placed >> shift) & 0).to(tl.int32)")
+    ),
+    "sift-takes-only-the-hits-loaded-ahead": mistake(
+        SIFT, ("for _ in tl.range(HITS, rounds):", "for _ in tl.range(HITS, rounds * 0):")
+    ),
+    "sift-counts-itself-among-many-hits": mistake(
+        SIFT, ("tl.cumsum(units, axis=1) - units", "tl.cumsum(units, axis=1)")
+    ),
+    "tiles-keep-their-counts": mistake(
+        TILES, ("sums[None, :] + tl.cumsum(counts, axis=0) - counts", "tl.cumsum(counts, axis=0)")
+    ),
+    "tiles-reverse-a-step": mistake(
+        TILES, ("in_step[:, None] < in_step[None, :]", "in_step[:, None] > in_step[None, :]")
+    ),
+    "tiles-ids-not-dropped": mistake(TILES, ("tl.minimum(first + BINS, num_experts)", "first + BINS")),
     "atomic-weights-of-slot-0": mistake(ATOMIC, (_WEIGHTS, _WEIGHTS.replace("slots", "slots * 0"))),
     "atomic-ids-not-dropped": mistake(ATOMIC, (_IDS, f"{_IDS}\n    {_CLAMPED}")),
     "reference-order-reversed": mistake(REFERENCE, (".nonzero().squeeze(1)", ".nonzero().squeeze(1).flip(0)")),
 }
-
-#: Only the last program of a grid is affected, so only partial blocks are compared: the interpreter is slow.
-PARTIAL_ONLY = {"experts-past-the-end-wrap-around"}
 
 
 def mutate(mutant, folder):
@@ -80,8 +88,8 @@ def mutate(mutant, folder):
     path.write_text(source)
 
 
-def verdict(mutant, folder, sizes):
-    """What the gate raises for the package in ``folder``; without ``sizes`` it compares partial blocks only."""
+def verdict(mutant, folder):
+    """What the gate raises for the package in ``folder``."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "moe_align"]:
         del sys.modules[name]
     sys.path.insert(0, str(folder))
@@ -92,13 +100,13 @@ def verdict(mutant, folder, sizes):
         from benchmarks import verification
 
         assert moe_align.__file__.startswith(str(folder))
-        all_sizes = verification._SIZES
-        verification._SIZES = all_sizes if sizes else []
         # The interpreter is slow: kernels in which there is no mistake are not run.
-        real, wrong = moe_align.align_rows, IMPLEMENTATIONS[mutant.file]
+        real, wrong = moe_align.align_rows, IMPLEMENTATIONS.get(mutant.file, "deterministic")
+        strategy = Path(mutant.file).stem
 
         def align_rows(*arguments, implementation, run_config=None, **keywords):
-            if implementation == wrong:
+            named = (run_config or {}).get("strategy", "scan")
+            if implementation == wrong and (wrong != "deterministic" or named == strategy):
                 return real(*arguments, implementation=implementation, run_config=run_config, **keywords)
             return real(*arguments, implementation="reference", **keywords)
 
@@ -109,7 +117,6 @@ def verdict(mutant, folder, sizes):
             return f"{type(error).__name__}: {error}"
         return None
     finally:
-        verification._SIZES = all_sizes
         sys.path.remove(str(folder))
 
 
@@ -118,7 +125,7 @@ def main():
     for number, (name, mutant) in zip(itertools.count(), MUTANTS.items()):
         folder = Path(sys.argv[1], str(number))
         mutate(mutant, folder)
-        verdicts[name] = verdict(mutant, folder, sizes=name not in PARTIAL_ONLY)
+        verdicts[name] = verdict(mutant, folder)
         print(name, verdicts[name], file=sys.stderr, flush=True)
     print(json.dumps(verdicts))
 

@@ -9,8 +9,10 @@ TARGETS = ["sm_80", "sm_90", "sm_100", "gfx942"]
 DTYPES = [f"{ids} {weights}" for ids in ("int32", "int64") for weights in ("float32", "float16", "bfloat16")]
 each_target = pytest.mark.parametrize("target", TARGETS)
 each_dtype = pytest.mark.parametrize("dtypes", DTYPES, ids=lambda dtypes: dtypes.replace(" ", "-"))
+DETERMINISTIC = ["scan", "sift", "tiles"]
 # In this order one process of pytest compiles the one while the other compiles the other.
-each_part = pytest.mark.parametrize("part", ["deterministic", "atomic"])
+each_part = pytest.mark.parametrize("part", [*DETERMINISTIC, "atomic"])
+each_deterministic = pytest.mark.parametrize("part", DETERMINISTIC)
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +24,7 @@ def generated(tmp_path_factory):
         make = lambda: json.loads(processes.output(script, *parts, path=[processes.ROOT / "src", processes.ROOT]))  # noqa: E731
         return processes.once(tmp_path_factory, f"codegen-suite-{parts[0]}", make)
 
-    return lambda part: generated("deterministic") if part == "deterministic" else generated("atomic", "schedule")
+    return lambda part: generated("atomic", "schedule") if part == "atomic" else generated(part)
 
 
 @each_dtype
@@ -38,8 +40,9 @@ def test_compiles_for_every_target_without_spilling(generated, part, dtypes):
 
 @each_dtype
 @each_target
-def test_deterministic_code_has_no_atomic_instruction(generated, target, dtypes):
-    launches = generated("deterministic")[f"deterministic {dtypes}"][target]
+@each_deterministic
+def test_deterministic_code_has_no_atomic_instruction_on_global_memory(generated, part, target, dtypes):
+    launches = generated(part)[f"{part} {dtypes}"][target]
     assert [launch["atomics"] for launch in launches] == [0] * len(launches)
 
 
@@ -53,7 +56,7 @@ def test_the_baseline_has_one(generated, target, dtypes):
 @each_target
 def test_the_schedule_compiles_without_atomics_or_spills(generated, target):
     (launch,) = generated("atomic")["schedule"][target]
-    assert (launch["atomics"], launch["spill_bytes"]) == (0, 0)
+    assert (launch["atomics"], launch["shared_atomics"], launch["spill_bytes"]) == (0, 0, 0)
 
 
 def test_the_suite_covers_every_kernel(generated):
@@ -67,4 +70,8 @@ def test_the_suite_measures_every_target(generated):
 
 
 def test_every_strategy_is_compiled_here(generated):
-    assert generated("atomic")["implementations"] == ["atomic", "deterministic"]
+    assert generated("atomic")["strategies"] == sorted([*DETERMINISTIC, "atomic"])
+
+
+def test_every_kernel_has_a_name_in_the_suite(generated):
+    assert sorted(suite.KERNELS) == generated("atomic")["kernels"]

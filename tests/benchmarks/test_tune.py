@@ -13,25 +13,29 @@ each_size = pytest.mark.parametrize("num_slots", tune.SLOTS, ids="{}-slots".form
 @each_implementation
 @each_size
 def test_configurations_are_within_the_limits_of_the_strategy(implementation, num_slots):
-    for config in tune.configurations(implementation, num_slots):
-        for num_experts in tune.EXPERTS:
-            completed = strategy.run_config_for(implementation, config, num_slots, num_experts)
+    for num_experts in tune.EXPERTS:
+        for config in tune.configurations(implementation, num_slots, num_experts):
             # Nothing is left to a default that may change.
-            assert completed == config
+            assert strategy.run_config_for(implementation, config, num_slots, num_experts) == config
 
 
 @each_implementation
 @each_size
 def test_configurations_are_some_and_different(implementation, num_slots):
-    configurations = [tuple(config.items()) for config in tune.configurations(implementation, num_slots)]
-    assert len(configurations) == len(set(configurations)) >= 1
+    for num_experts in tune.EXPERTS:
+        found = [tuple(config.items()) for config in tune.configurations(implementation, num_slots, num_experts)]
+        assert len(found) == len(set(found)) >= 1
 
 
-@each_implementation
-@each_size
-def test_tiles_are_no_wider_than_the_input_needs(implementation, num_slots):
-    widest = max(config["BLOCK_SIZE"] for config in tune.configurations(implementation, num_slots))
-    assert widest < max(2 * num_slots, 64)
+def test_every_strategy_is_tried_somewhere():
+    tried = {
+        config["strategy"]
+        for num_slots in tune.SLOTS
+        for num_experts in tune.EXPERTS
+        for implementation in ("deterministic", "atomic")
+        for config in tune.configurations(implementation, num_slots, num_experts)
+    }
+    assert tried == set(strategy.STRATEGIES)
 
 
 def test_a_configuration_that_writes_nothing_is_noticed(monkeypatch):
@@ -59,7 +63,7 @@ def test_tune_returns_a_configuration_that_is_right_and_no_slower(implementation
 
     found = tune.tune(implementation, 8, 64)
     config = found["config"]
-    assert config in [*tune.configurations(implementation, 64), strategy.default_run_config(implementation, 64, 8)]
+    assert config in [*tune.configurations(implementation, 64, 8), strategy.rule_of_thumb(implementation, 64, 8)]
     assert 0 < found["microseconds"] <= found["default_microseconds"] < 1000
     ids, weights = tune._case(8, 64)
     rows = align_rows(ids, weights, 8, implementation=implementation, run_config=config)

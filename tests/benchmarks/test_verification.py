@@ -37,13 +37,20 @@ def verdicts(tmp_path_factory):
         pytest.param("last-slot-dropped", "counts[", id="last-slot-dropped"),
         pytest.param("one-written-beyond-the-counts", "written beyond the counts", id="written-beyond-the-counts"),
         pytest.param(
-            "experts-past-the-end-wrap-around",
-            "5 experts, {'EXPERT_BLOCK': 4, 'BLOCK_SIZE': 64}: slot_index[",
-            id="experts-past-the-end-wrap-around",
+            "ids-past-the-end-claimed",
+            "5 experts, {'EXPERT_BLOCK': 4, 'BLOCK_SIZE': 64}: written outside",
+            id="ids-past-the-end-claimed",
         ),
+        pytest.param("sift-forgets-the-hits-of-earlier-warps", "deterministic sift, ", id="sift-earlier-warps"),
+        pytest.param("sift-forgets-the-earlier-hits-of-a-lane", "deterministic sift, ", id="sift-earlier-hits"),
+        pytest.param("sift-takes-only-the-hits-loaded-ahead", "deterministic sift, ", id="sift-loaded-ahead"),
+        pytest.param("sift-counts-itself-among-many-hits", "deterministic sift, one expert", id="sift-many-hits"),
+        pytest.param("tiles-keep-their-counts", "deterministic tiles, ", id="tiles-keep-their-counts"),
+        pytest.param("tiles-reverse-a-step", "deterministic tiles, ", id="tiles-reverse-a-step"),
+        pytest.param("tiles-ids-not-dropped", "deterministic tiles, ", id="tiles-ids-not-dropped"),
         pytest.param("atomic-weights-of-slot-0", "atomic, ", id="atomic-weights-of-another-slot"),
         pytest.param("atomic-ids-not-dropped", "atomic, ", id="atomic-ids-not-dropped"),
-        pytest.param("reference-order-reversed", "reference, ", id="reference-order-reversed"),
+        pytest.param("reference-order-reversed", "slot_index[", id="reference-order-reversed"),
     ],
 )
 def test_a_mistake_fails_verification(verdicts, name, difference):
@@ -161,8 +168,15 @@ def test_experts_processed_twice_fail_verification(tmp_path):
     wrapped = gate_script.mistake(
         gate_script.SCAN,
         (
-            "experts = tl.program_id(0) * EXPERT_BLOCK + tl.arange(0, EXPERT_BLOCK)",
-            "experts = (tl.program_id(0) * EXPERT_BLOCK + tl.arange(0, EXPERT_BLOCK)) % num_experts",
+            "hits = owned_by(ids, first, num_owned, EXPERT_BLOCK)",
+            "wrapped = (ids - first + num_experts) % num_experts\n"
+            "        hits = (ids >= 0) & (ids < num_experts) & (wrapped < EXPERT_BLOCK)",
+        ),
+        ("local = (ids - first).to(tl.int32)", "local = wrapped.to(tl.int32)"),
+        ("+ local * num_slots", "+ ((first + local) % num_experts - first) * num_slots"),
+        (
+            "counts_ptr + first + owned, counts, mask=owned < num_owned",
+            "counts_ptr + (first + owned) % num_experts, counts",
         ),
     )
     gate_script.mutate(wrapped, tmp_path / "source")

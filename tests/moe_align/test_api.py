@@ -537,6 +537,8 @@ def test_errors_of_run_config(implementation, run_config, error, said):
     [
         pytest.param("deterministic", {}, id="empty"),
         pytest.param("deterministic", {"BLOCK_SIZE": 32}, id="BLOCK_SIZE"),
+        pytest.param("deterministic", {"strategy": "sift", "HITS": 1}, id="sift"),
+        pytest.param("deterministic", {"strategy": "tiles"}, id="tiles"),
         pytest.param("deterministic", {"EXPERT_BLOCK": 4}, id="EXPERT_BLOCK"),
         pytest.param("deterministic", {"NUM_STAGE": 3}, id="NUM_STAGE"),
         pytest.param("deterministic", {"num_warps": 8}, id="num_warps"),

@@ -8,10 +8,12 @@ import pytest
 
 from moe_align.strategy import (
     MAX_TILE,
-    RUN_CONFIG_LIMITS,
+    STRATEGIES,
     checked_run_config,
     default_run_config,
+    rule_of_thumb,
     run_config_for,
+    strategies,
 )
 
 TUNED = {
@@ -20,10 +22,21 @@ TUNED = {
     for table in [json.loads(file.read_text())]
 }
 each_gpu = pytest.mark.parametrize("gpu", [None, "a GPU nobody tuned", *TUNED])
-each_implementation = pytest.mark.parametrize("implementation", sorted(RUN_CONFIG_LIMITS))
+each_implementation = pytest.mark.parametrize("implementation", ["deterministic", "atomic"])
+each_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
 NUM_SLOTS = sorted({0, 1, 3, *(2**power + step for power in range(2, 31, 2) for step in (-1, 0, 1))})
 NUM_EXPERTS = [1, 2, 5, 8, 16, 64, 127, 128, 129, 160, 256, 257, 385, 512, 513, 896, 1024, 1025, 8191, 65534]
 SHAPES = list(itertools.product(NUM_SLOTS, NUM_EXPERTS))
+
+
+def implementation_of(strategy):
+    return "deterministic" if STRATEGIES[strategy].ordered else "atomic"
+
+
+def test_implementations_have_strategies_of_their_own():
+    assert strategies("deterministic") == ["scan", "sift", "tiles"]
+    assert strategies("atomic") == ["atomic"]
+    assert strategies("reference") == []
 
 
 @each_gpu
@@ -31,8 +44,17 @@ SHAPES = list(itertools.product(NUM_SLOTS, NUM_EXPERTS))
 def test_defaults_are_complete_and_within_the_limits(implementation, gpu):
     for num_slots, num_experts in SHAPES:
         config = default_run_config(implementation, num_slots, num_experts, gpu)
-        assert set(config) == set(RUN_CONFIG_LIMITS[implementation]), (num_slots, num_experts)
+        assert config["strategy"] in strategies(implementation)
+        assert set(config) == {"strategy", *STRATEGIES[config["strategy"]].options}, (num_slots, num_experts)
         assert checked_run_config(implementation, config) == config
+
+
+@each_strategy
+def test_the_default_of_every_strategy_is_complete_and_within_the_limits(strategy):
+    for num_slots, num_experts in SHAPES:
+        config = run_config_for(implementation_of(strategy), {"strategy": strategy}, num_slots, num_experts)
+        assert set(config) == {"strategy", *STRATEGIES[strategy].options}, (num_slots, num_experts)
+        assert checked_run_config(implementation_of(strategy), config) == config
 
 
 @each_gpu
@@ -40,7 +62,8 @@ def test_defaults_are_complete_and_within_the_limits(implementation, gpu):
 def test_default_tiles_fit(implementation, gpu):
     for num_slots, num_experts in SHAPES:
         config = run_config_for(implementation, None, num_slots, num_experts, gpu)
-        assert config["BLOCK_SIZE"] * config.get("EXPERT_BLOCK", 1) <= MAX_TILE, (num_slots, num_experts)
+        tile = config.get("BLOCK_SIZE", 1) * config.get("EXPERT_BLOCK", 1)
+        assert tile <= MAX_TILE, (num_slots, num_experts)
 
 
 @each_implementation
@@ -48,43 +71,78 @@ def test_nothing_given_is_the_default(implementation):
     for num_slots, num_experts in SHAPES:
         default = default_run_config(implementation, num_slots, num_experts)
         assert run_config_for(implementation, None, num_slots, num_experts) == default
-        assert run_config_for(implementation, {}, num_slots, num_experts) == default
 
 
-@each_implementation
-def test_what_is_given_wins_and_the_rest_is_the_default(implementation):
-    default = default_run_config(implementation, 1024, 256)
+@each_strategy
+def test_what_is_given_wins_and_the_rest_is_the_strategys_default(strategy):
+    implementation = implementation_of(strategy)
+    default = run_config_for(implementation, {"strategy": strategy}, 1024, 256)
     for name, value in default.items():
-        given = {name: 2 if value == 1 else value // 2}
-        assert run_config_for(implementation, given, 1024, 256) == {**default, **given}
+        if name != "strategy":
+            given = {"strategy": strategy, name: 2 if value == 1 else max(value // 2, 1)}
+            assert run_config_for(implementation, given, 1024, 256) == {**default, **given}
 
 
-@each_implementation
-def test_the_smallest_and_largest_value_of_each_option_are_taken(implementation):
-    for name, most in RUN_CONFIG_LIMITS[implementation].items():
+def test_options_without_a_strategy_are_those_of_the_scan():
+    # Whatever strategy would be chosen for the shape: LightLLM's callers know no other options.
+    assert rule_of_thumb("deterministic", 65536, 256)["strategy"] != "scan"
+    for given in ({}, {"BLOCK_SIZE": 64}):
+        config = run_config_for("deterministic", given, 65536, 256)
+        assert config["strategy"] == "scan"
+        assert given.items() <= config.items()
+
+
+@pytest.mark.parametrize(
+    ("implementation", "strategy", "expected"),
+    [
+        ("deterministic", "atomic", "'scan' or 'sift' or 'tiles'"),
+        ("deterministic", "sort", "'scan' or 'sift' or 'tiles'"),
+        ("deterministic", None, "'scan' or 'sift' or 'tiles'"),
+        ("atomic", "scan", "'atomic'"),
+        ("reference", "scan", "no strategy"),
+    ],
+)
+def test_a_strategy_of_another_implementation_is_refused(implementation, strategy, expected):
+    with pytest.raises(ValueError, match=r"run_config\['strategy'\]: expected ") as failure:
+        checked_run_config(implementation, {"strategy": strategy})
+    assert f"expected {expected} for implementation {implementation!r}, got {strategy!r}" in str(failure.value)
+
+
+@each_strategy
+def test_the_smallest_and_largest_value_of_each_option_are_taken(strategy):
+    for name, most in STRATEGIES[strategy].options.items():
         for value in (1, most):
-            assert checked_run_config(implementation, {name: value}) == {name: value}
+            given = {"strategy": strategy, name: value}
+            assert checked_run_config(implementation_of(strategy), given) == given
 
 
-@each_implementation
-def test_values_past_the_limits_are_refused(implementation):
-    for name, most in RUN_CONFIG_LIMITS[implementation].items():
+@each_strategy
+def test_values_past_the_limits_are_refused(strategy):
+    for name, most in STRATEGIES[strategy].options.items():
         for value in (-1, 0, most + 1, 2 * most):
             with pytest.raises(ValueError, match="expected") as failure:
-                checked_run_config(implementation, {name: value})
+                checked_run_config(implementation_of(strategy), {"strategy": strategy, name: value})
             assert f"run_config[{name!r}]" in str(failure.value)
             assert f"from 1 to {most}, got {value}" in str(failure.value)
 
 
-@pytest.mark.parametrize("name", ["BLOCK_SIZE", "EXPERT_BLOCK", "num_warps"])
+@pytest.mark.parametrize(
+    ("strategy", "name"),
+    [
+        *(("scan", name) for name in ("BLOCK_SIZE", "EXPERT_BLOCK", "num_warps")),
+        *(("sift", name) for name in ("EXPERT_BLOCK", "num_warps")),
+        *(("tiles", name) for name in ("BLOCK_SIZE", "STEPS", "SUM_EXPERTS", "num_warps")),
+    ],
+)
 @pytest.mark.parametrize("value", [3, 5, 6, 12])
-def test_tiles_and_warps_are_powers_of_two(name, value):
+def test_tiles_and_warps_are_powers_of_two(strategy, name, value):
     with pytest.raises(ValueError, match=f"a power of two from 1 to .*, got {value}"):
-        checked_run_config("deterministic", {name: value})
+        checked_run_config("deterministic", {"strategy": strategy, name: value})
 
 
-def test_stages_need_not_be_a_power_of_two():
-    assert checked_run_config("deterministic", {"NUM_STAGE": 3}) == {"NUM_STAGE": 3}
+@pytest.mark.parametrize("given", [{"strategy": "scan", "NUM_STAGE": 3}, {"strategy": "sift", "HITS": 3}])
+def test_stages_and_hits_need_not_be_powers_of_two(given):
+    assert checked_run_config("deterministic", given) == given
 
 
 @pytest.mark.parametrize(("block_size", "expert_block", "fits"), [(65536, 16, True), (65536, 32, False)])
@@ -112,9 +170,10 @@ def test_a_tuned_shape_gets_what_was_measured_for_it(implementation, gpu):
 
 @pytest.mark.parametrize("gpu", TUNED)
 @each_implementation
-def test_other_shapes_get_the_next_larger_size_of_the_nearest_number_of_experts(implementation, gpu):
+def test_other_shapes_get_the_next_larger_one(implementation, gpu):
     tuned = {(row["num_experts"], row["num_slots"]): row["config"] for row in TUNED[gpu][implementation]}
-    largest = max(num_slots for _, num_slots in tuned)
-    assert default_run_config(implementation, 257, 257, gpu) == tuned[256, 512]
+    most_experts = max(num_experts for num_experts, _ in tuned)
+    most_slots = max(num_slots for _, num_slots in tuned)
+    assert default_run_config(implementation, 257, 257, gpu) == tuned[512, 512]
     assert default_run_config(implementation, 0, 7, gpu) == tuned[8, 8]
-    assert default_run_config(implementation, 2 * largest, 10_000, gpu) == tuned[512, largest]
+    assert default_run_config(implementation, 2 * most_slots, 10_000, gpu) == tuned[most_experts, most_slots]

@@ -1,9 +1,10 @@
-"""Scan: each program owns a few experts and streams all slots past them.
+"""Scan: each program owns a few experts and streams all slots past them, every slot alike.
 
 A slot's rank is the number of hits before it: those of earlier tiles, carried along; those of earlier rows of the tile,
 by a cumulative sum over rows; and those before it in its row. A row is as many slots as one thread loads at once, so
-only the sum over rows, a quarter of the work, crosses threads. One pass, no atomics, nothing to zero; every program
-reads all ids, so the work grows with num_slots * num_experts. Weights are read only where they are placed.
+only the sum over rows, a quarter of the work, crosses threads. The counters of a program's experts are fields of one
+integer, so all of them are summed at once. One pass, no atomics, nothing to zero; every program reads all ids, so the
+work grows with num_slots * num_experts. Weights are read only where they are placed.
 
 Source: LightLLM pull request 1369 set out to do it this way; the masking of experts past the end is the correction
 that its review asked for.
@@ -22,6 +23,17 @@ _ROW = 4
 
 
 @triton.jit
+def owned_by(ids, first, num_owned, EXPERT_BLOCK: tl.constexpr):
+    """Whether each id is one of the ``num_owned`` experts from ``first`` on."""
+    if EXPERT_BLOCK == 1:
+        return ids == first
+    elif ids.dtype == tl.int64:
+        return (ids - first).to(tl.uint64) < num_owned.to(tl.uint64)
+    else:
+        return (ids - first).to(tl.uint32) < num_owned.to(tl.uint32)
+
+
+@triton.jit
 def align_rows_scan_kernel(
     topk_ids_ptr,  # in: int32 or int64 [num_slots]
     topk_weights_ptr,  # in: float [num_slots]
@@ -33,46 +45,71 @@ def align_rows_scan_kernel(
     BLOCK_SIZE: tl.constexpr,
     ROW: tl.constexpr,  # slots of a row; divides BLOCK_SIZE
     EXPERT_BLOCK: tl.constexpr,
+    FIELD: tl.constexpr,  # bits of a counter, enough for num_slots; EXPERT_BLOCK * FIELD <= 64
+    ONE_TILE: tl.constexpr,  # whether BLOCK_SIZE covers all slots
     NUM_STAGE: tl.constexpr,
 ):
     """Place the slots of EXPERT_BLOCK experts. Grid: (cdiv(num_experts, EXPERT_BLOCK),). No atomics."""
+    tl.static_assert(EXPERT_BLOCK * FIELD <= 64)
     ROWS: tl.constexpr = BLOCK_SIZE // ROW
-    experts = tl.program_id(0) * EXPERT_BLOCK + tl.arange(0, EXPERT_BLOCK)
+    MASK: tl.constexpr = (1 << FIELD) - 1
+    # Unsigned, because the highest field reaches into the sign; but one expert's counts are places as they are.
+    wide: tl.constexpr = tl.uint64 if EXPERT_BLOCK * FIELD > 32 else tl.uint32
+    dtype: tl.constexpr = tl.int32 if EXPERT_BLOCK == 1 else wide
+    first = tl.program_id(0) * EXPERT_BLOCK
     # The last program may own fewer experts. Masked, not wrapped around: an expert belongs to one program.
-    owned = experts < num_experts
-    expert_starts = experts.to(tl.int64)[:, None, None] * num_slots
+    num_owned = tl.minimum(EXPERT_BLOCK, num_experts - first)
+    slot_index_ptr += first.to(tl.int64) * num_slots
+    weights_ptr += first.to(tl.int64) * num_slots
     in_tile = tl.arange(0, ROWS)[:, None] * ROW + tl.arange(0, ROW)[None, :]
-    counts = tl.zeros([EXPERT_BLOCK], dtype=tl.int32)
-    for start in tl.range(0, num_slots, BLOCK_SIZE, num_stages=NUM_STAGE):
+    counts = tl.zeros([], dtype=dtype)
+    end = BLOCK_SIZE if ONE_TILE else num_slots
+    for start in tl.range(0, end, BLOCK_SIZE, num_stages=NUM_STAGE):
         slots = start + in_tile
         # -1 is no expert, so masked lanes hit nothing.
         ids = tl.load(topk_ids_ptr + slots, mask=slots < num_slots, other=-1)
-        hits = (ids[None, :, :] == experts[:, None, None]) & owned[:, None, None]
-        row_counts = tl.sum(hits.to(tl.int32), axis=2)
-        row_starts = counts[:, None] + tl.cumsum(row_counts, axis=1) - row_counts
-        ranks = row_starts[:, :, None] + tl.cumsum(hits.to(tl.int32), axis=2) - 1
-        slots = tl.broadcast_to(slots[None, :, :], [EXPERT_BLOCK, ROWS, ROW])
+        hits = owned_by(ids, first, num_owned, EXPERT_BLOCK)
+        # Before the sums, so that the loads are under way meanwhile.
         weights = tl.load(topk_weights_ptr + slots, mask=hits, other=0)
-        tl.store(slot_index_ptr + expert_starts + ranks, slots, mask=hits)
-        tl.store(weights_ptr + expert_starts + ranks, weights, mask=hits)
-        counts += tl.sum(row_counts, axis=1)
-    tl.store(counts_ptr + experts, counts, mask=owned)
+        if EXPERT_BLOCK == 1:
+            ones = hits.to(dtype)
+        else:
+            local = (ids - first).to(tl.int32)
+            ones = tl.where(hits, tl.full([ROWS, ROW], 1, dtype) << (local * FIELD).to(dtype), 0)
+        row_counts = tl.sum(ones, axis=1)
+        row_starts = counts + tl.cumsum(row_counts, axis=0) - row_counts
+        places = row_starts[:, None] + (tl.cumsum(ones, axis=1) - ones)
+        if EXPERT_BLOCK > 1:
+            # More than one expert only with num_slots < 2**16, so the product fits.
+            places = ((places >> (local * FIELD).to(dtype)) & MASK).to(tl.int32) + local * num_slots
+        tl.store(slot_index_ptr + places, slots, mask=hits)
+        tl.store(weights_ptr + places, weights, mask=hits)
+        counts += tl.sum(row_counts, axis=0)
+    owned = tl.arange(0, EXPERT_BLOCK)
+    if EXPERT_BLOCK > 1:
+        counts = ((counts >> (owned * FIELD).to(dtype)) & MASK).to(tl.int32)
+    tl.store(counts_ptr + first + owned, counts, mask=owned < num_owned)
 
 
 def align_rows(topk_ids: torch.Tensor, topk_weights: torch.Tensor, out: Rows, run_config: dict[str, int]) -> None:
     """Launch the scan; arguments are checked by `moe_align.api`."""
-    num_experts = out.counts.numel()
-    align_rows_scan_kernel[(triton.cdiv(num_experts, run_config["EXPERT_BLOCK"]),)](
+    num_slots, num_experts = topk_ids.numel(), out.counts.numel()
+    field = next((bits for bits in (4, 8, 16) if num_slots < 1 << bits), 64)
+    # As many experts as have room for their counters in 64 bits.
+    expert_block = min(run_config["EXPERT_BLOCK"], 64 // field)
+    align_rows_scan_kernel[(triton.cdiv(num_experts, expert_block),)](
         topk_ids,
         topk_weights,
         out.slot_index,
         out.weights,
         out.counts,
-        topk_ids.numel(),
+        num_slots,
         num_experts,
         BLOCK_SIZE=run_config["BLOCK_SIZE"],
         ROW=min(_ROW, run_config["BLOCK_SIZE"]),
-        EXPERT_BLOCK=run_config["EXPERT_BLOCK"],
+        EXPERT_BLOCK=expert_block,
+        FIELD=field if expert_block > 1 else 32,
+        ONE_TILE=num_slots <= run_config["BLOCK_SIZE"],
         NUM_STAGE=run_config["NUM_STAGE"],
         num_warps=run_config["num_warps"],
     )
