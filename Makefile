@@ -2,6 +2,7 @@
 #
 #   PYTHON=...       interpreter to start from (python3). If it has torch and triton, they are used, not installed.
 #   WHEELHOUSE=...   folder of wheels to install from instead of an index: make it with `make wheelhouse`.
+#   FUZZ="..."       arguments of `make fuzz`, e.g. FUZZ="--calls 1000" (see tests/moe_align/fuzz.py).
 #   RUN="..."        arguments of `asv-gpu run` for `make bench`, e.g. RUN="v0.1.0..HEAD --rounds 5" (HEAD).
 
 override PYTHON := $(or $(PYTHON),python3)
@@ -14,7 +15,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # Only the plugins named here, whatever others the machine's own Python brings along.
 PYTEST := PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest -p xdist
 
-.PHONY: bench report test check lint types doctest setup wheelhouse clean
+.PHONY: bench report test check lint types doctest fuzz sanitize setup wheelhouse clean
 
 bench: setup
 	$(BIN)/asv-gpu run $(RUN); status=$$?; $(BIN)/asv-gpu report && exit $$status
@@ -40,6 +41,17 @@ types: .venv/ready-to-check
 
 doctest: setup
 	$(PYTEST) --doctest-modules src/moe_align --doctest-glob="*.md" README.md
+
+# Both need a GPU.
+fuzz: setup
+	PYTHONPATH=src $(BIN)/python -m tests.moe_align.fuzz $(FUZZ)
+
+# Every allocation on its own, so that no neighbour hides what is read or written past the end of one.
+sanitize: setup
+	for tool in memcheck racecheck initcheck synccheck; do \
+	    PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTHONPATH=src compute-sanitizer --tool $$tool --error-exitcode 1 \
+	        $(BIN)/python -m tests.moe_align.fuzz --calls 100 --replays 0 --jobs 1 || exit 1; \
+	done
 
 setup: .venv/ready
 

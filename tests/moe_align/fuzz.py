@@ -1,0 +1,271 @@
+"""Random calls, and random replays of captured calls on several streams at once, against a stable sort, on a GPU.
+
+PYTHONPATH=src python -m tests.moe_align.fuzz --calls 200000 --replays 100000
+
+Everything about a call follows from its seed: shape, ids in and out of range, dtypes, strides, strategy and
+configuration. All memory is compared, so that what must not be written is seen too. Differences are kept on the device
+and read once a batch: calls follow one another without synchronisation, as an engine's do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import contextlib
+import itertools
+import multiprocessing
+import random
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from moe_align import Rows, align_rows
+
+SENTINEL = -7
+GUARD = 512
+BATCH = 500
+#: Elements of a matrix of rows, at most: memory is compared whole.
+_MOST_ELEMENTS = 2**21
+
+#: Few, because each is compiled for every combination of dtypes and of divisibility; None is the library's choice.
+CONFIGURATIONS: list[dict[str, Any] | None] = [
+    None,
+    {"strategy": "scan", "BLOCK_SIZE": 16, "EXPERT_BLOCK": 16, "num_warps": 1},
+    {"strategy": "scan", "BLOCK_SIZE": 256, "EXPERT_BLOCK": 4, "num_warps": 2},
+    {"strategy": "scan", "BLOCK_SIZE": 4096, "EXPERT_BLOCK": 1, "num_warps": 8},
+    {"strategy": "sift", "EXPERT_BLOCK": 1, "HITS": 2, "num_warps": 1},
+    {"strategy": "sift", "EXPERT_BLOCK": 2, "HITS": 1, "num_warps": 4},
+    {"strategy": "sift", "EXPERT_BLOCK": 4, "HITS": 3, "num_warps": 16},
+    {"strategy": "tiles", "BLOCK_SIZE": 32, "STEPS": 4, "num_warps": 1},
+    {"strategy": "tiles", "BLOCK_SIZE": 128, "STEPS": 1, "SUM_EXPERTS": 2, "num_warps": 4},
+]
+_DTYPES = [(torch.int32, torch.float32), (torch.int64, torch.bfloat16), (torch.int32, torch.float16)]
+SPREADS = ["uniform", "skewed", "one expert", "ascending", "dropped", "wide"]
+STRIDES = ["contiguous", "transposed", "every other token"]
+
+
+class Call(NamedTuple):
+    """One random call."""
+
+    seed: int
+    num_tokens: int
+    top_k: int
+    num_experts: int
+    ids_dtype: torch.dtype
+    weights_dtype: torch.dtype
+    spread: str
+    strides: str
+    run_config: dict[str, Any] | None
+
+
+def draw(seed: int, largest: int = _MOST_ELEMENTS) -> Call:
+    """The call of a seed, with at most ``largest`` elements in its rows."""
+    rng = random.Random(seed)  # noqa: S311  (inputs, not secrets)
+    num_experts = min(int(2 ** rng.uniform(0, 12.1)), largest)
+    if rng.random() < 0.3:
+        num_experts = rng.choice([5, 8, 64, 128, 160, 161, 256, 384, 512, 513, 1024, 4096])
+    top_k = rng.choice([1, 2, 3, 4, 8, 9, 10, 17])
+    most_slots = max(largest // num_experts, 1)
+    num_slots = min(int(2 ** rng.uniform(0, 17)) - rng.choice([0, 1]), most_slots)
+    ids_dtype, weights_dtype = rng.choice(_DTYPES)
+    return Call(
+        seed,
+        num_slots // top_k,
+        top_k,
+        num_experts,
+        ids_dtype,
+        weights_dtype,
+        rng.choice(SPREADS),
+        rng.choice(STRIDES),
+        rng.choice(CONFIGURATIONS),
+    )
+
+
+def new_ids(call: Call, generator: torch.Generator) -> torch.Tensor:
+    """Ids [num_tokens, top_k] of the call's spread, some of them out of range; contiguous."""
+    shape, device = (call.num_tokens, call.top_k), generator.device
+    if call.spread == "one expert":
+        return torch.full(shape, call.num_experts // 2, dtype=call.ids_dtype, device=device)
+    if call.spread == "dropped":
+        return torch.full(shape, call.num_experts, dtype=call.ids_dtype, device=device)
+    drawn = torch.rand(shape, generator=generator, device=device)
+    if call.spread == "skewed":
+        drawn = drawn**6
+    if call.spread == "ascending":
+        drawn = drawn.reshape(-1).sort().values.reshape(shape)
+    ids = (drawn * (call.num_experts + 4)).to(call.ids_dtype) - 2
+    if call.spread == "wide" and call.ids_dtype == torch.int64:
+        # In their lower 32 bits they look like experts.
+        ids += (ids % 3 - 1) * 2**32
+    return ids
+
+
+def restride(matrix: torch.Tensor, strides: str) -> torch.Tensor:
+    """The same values, otherwise in memory."""
+    if strides == "transposed":
+        return matrix.t().contiguous().t()
+    if strides == "every other token":
+        return matrix.repeat_interleave(2, dim=0)[::2]
+    return matrix
+
+
+class Memory:
+    """The outputs of one call between guards, what they must be, and whether they are."""
+
+    def __init__(self, call: Call, device: torch.device) -> None:
+        self.call = call
+        self.num_slots = call.num_tokens * call.top_k
+        matrix = (call.num_experts, self.num_slots)
+        self.buffers, views = [], []
+        for shape, dtype in ((matrix, torch.int32), (matrix, call.weights_dtype), (matrix[:1], torch.int32)):
+            size = torch.Size(shape).numel()
+            self.buffers.append(torch.full((size + 2 * GUARD,), SENTINEL, dtype=dtype, device=device))
+            views.append(self.buffers[-1][GUARD : GUARD + size].view(shape))
+        self.rows = Rows(*views)
+
+    def poison(self) -> None:
+        """Forget what an earlier call wrote."""
+        for buffer in self.buffers:
+            buffer.fill_(SENTINEL)
+
+    def differs(self, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Whether anything is not what a stable sort says; a bool on the device, without synchronising."""
+        num_experts, num_slots = self.call.num_experts, self.num_slots
+        flat = ids.reshape(-1).long()
+        # Dropped slots go to a row of their own, past the last.
+        flat = torch.where((flat >= 0) & (flat < num_experts), flat, num_experts)
+        experts, slots = torch.sort(flat, stable=True)
+        counts = torch.zeros(num_experts + 1, dtype=torch.int64, device=ids.device)
+        counts.scatter_add_(0, experts, torch.ones_like(experts))
+        ranks = torch.arange(num_slots, device=ids.device) - (counts.cumsum(0) - counts)[experts]
+        places = GUARD + experts * num_slots + ranks
+        differs = torch.zeros((), dtype=torch.bool, device=ids.device)
+        for buffer, values in zip(self.buffers, (slots, weights.reshape(-1)[slots]), strict=False):
+            row_past_the_last = num_slots
+            expected = torch.full((len(buffer) + row_past_the_last,), SENTINEL, dtype=buffer.dtype, device=ids.device)
+            expected[places] = values.to(buffer.dtype)
+            expected[len(buffer) - GUARD :] = SENTINEL
+            differs |= (buffer != expected[: len(buffer)]).any()
+        expected = torch.full_like(self.buffers[2], SENTINEL)
+        expected[GUARD : GUARD + num_experts] = counts[:-1].int()
+        return differs | (self.buffers[2] != expected).any()
+
+
+def one_call(call: Call, device: torch.device) -> torch.Tensor:
+    """Make the call; whether its result differs, a bool on the device."""
+    generator = torch.Generator(device).manual_seed(call.seed)
+    ids = new_ids(call, generator)
+    weights = torch.rand(ids.shape, generator=generator, device=device).to(call.weights_dtype)
+    memory = Memory(call, device)
+    given = restride(ids, call.strides), restride(weights, call.strides)
+    align_rows(*given, call.num_experts, out=memory.rows, run_config=call.run_config)
+    return memory.differs(ids, weights)
+
+
+def calls(first: int, number: int, device: torch.device, largest: int = _MOST_ELEMENTS) -> list[Call]:
+    """Make the calls of ``number`` seeds from ``first`` on.
+
+    Returns:
+        Those whose result differs.
+    """
+    made = [draw(seed, largest) for seed in range(first, first + number)]
+    differ = torch.stack([one_call(call, device) for call in made])
+    return list(itertools.compress(made, differ.tolist()))
+
+
+class Captured:
+    """A call in a CUDA graph, on a stream of its own, replayed with new ids and weights."""
+
+    def __init__(self, call: Call, device: torch.device) -> None:
+        self.call = call
+        self.stream = torch.cuda.Stream(device)
+        self.graph = torch.cuda.CUDAGraph()
+        self.generator = torch.Generator(device).manual_seed(call.seed)
+        with torch.cuda.stream(self.stream):
+            self.memory = Memory(call, device)
+            self.ids = new_ids(call, self.generator)
+            self.weights = torch.zeros(self.ids.shape, dtype=call.weights_dtype, device=device)
+            self.differs = torch.zeros((), dtype=torch.bool, device=device)
+            self._align()  # compiles, which a capture cannot
+            self.stream.synchronize()
+            with torch.cuda.graph(self.graph, stream=self.stream):
+                self._align()
+
+    def _align(self) -> None:
+        align_rows(self.ids, self.weights, self.call.num_experts, out=self.memory.rows, run_config=self.call.run_config)
+
+    def replay(self) -> None:
+        """Replay with new input, without waiting for the other streams."""
+        with torch.cuda.stream(self.stream):
+            self.ids.copy_(new_ids(self.call, self.generator))
+            self.weights.copy_(torch.rand(self.ids.shape, generator=self.generator, device=self.ids.device))
+            self.memory.poison()
+            self.graph.replay()
+            self.differs |= self.memory.differs(self.ids, self.weights)
+
+
+def replays(first: int, number: int, device: torch.device, streams: int) -> list[Call]:
+    """Replay ``streams`` captured calls, in turns, ``number`` times in all.
+
+    Returns:
+        Those of which a replay differed.
+    """
+    captured = [Captured(draw(seed), device) for seed in range(first, first + streams)]
+    for turn in range(number):
+        captured[turn % streams].replay()
+    torch.cuda.synchronize(device)
+    return [one.call for one in captured if one.differs.item()]
+
+
+def _batch(job: tuple[str, int, int, int]) -> list[Call]:
+    kind, first, number, streams = job
+    device = torch.device("cuda")
+    return calls(first, number, device) if kind == "calls" else replays(first, number, device, streams)
+
+
+@contextlib.contextmanager
+def _mapping(processes: int) -> Iterator[Callable[..., Iterable[list[Call]]]]:
+    """`map` over that many processes; one of them is this one, as a sanitizer likes it."""
+    if processes == 1:
+        yield map
+        return
+    with concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        yield pool.map
+
+
+def main() -> int:
+    """Run what the command line asks for; 1 if anything differed."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--calls", type=int, default=200_000, help="random calls (%(default)s)")
+    parser.add_argument("--replays", type=int, default=100_000, help="replays of captured calls (%(default)s)")
+    parser.add_argument("--streams", type=int, default=4, help="streams at once (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first call (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=8, help="processes (%(default)s)")
+    arguments = parser.parse_args()
+    jobs = [
+        (kind, arguments.seed + start, min(BATCH, total - start), arguments.streams)
+        for kind, total in (("calls", arguments.calls), ("replays", arguments.replays))
+        for start in range(0, total, BATCH)
+    ]
+    made = {"calls": 0, "replays": 0}
+    wrong: list[Call] = []
+    started = time.monotonic()
+    with _mapping(arguments.jobs) as mapping:
+        for (kind, _, number, _), differ in zip(jobs, mapping(_batch, jobs), strict=True):
+            made[kind] += number
+            wrong += differ
+            for call in differ:
+                print(f"differs: {call}", flush=True)
+            seconds = time.monotonic() - started
+            progress = f"{made['calls']} calls, {made['replays']} replays, {len(wrong)} differ, {seconds:.0f} s"
+            print(f"\r{progress}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    print(f"{torch.cuda.get_device_name()}: {progress}; {arguments.streams} streams")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""The fuzzer itself: it passes what is right, and sees what is not."""
+
+import pytest
+import torch
+
+from moe_align.strategy import strategies
+from tests.moe_align import fuzz
+
+
+def test_random_calls_agree(device):
+    # The interpreter is slow.
+    number, largest = (24, 2**18) if device.type == "cuda" else (12, 2**8)
+    assert fuzz.calls(0, number, device, largest) == []
+
+
+def test_every_strategy_spread_and_stride_is_drawn():
+    drawn = [fuzz.draw(seed) for seed in range(300)]
+    assert {(call.run_config or {}).get("strategy") for call in drawn} == {None, *strategies("deterministic")}
+    assert {call.spread for call in drawn} == set(fuzz.SPREADS)
+    assert {call.strides for call in drawn} == set(fuzz.STRIDES)
+    assert min(call.num_tokens for call in drawn) == 0
+    assert max(call.num_experts for call in drawn) == 4096
+
+
+def test_a_seed_draws_the_same_call_again():
+    assert fuzz.draw(7) == fuzz.draw(7)
+    assert fuzz.draw(7) != fuzz.draw(8)
+
+
+def swap_two(rows):
+    rows.slot_index[0, :2] = rows.slot_index[0, :2].flip(0)
+
+
+def lose_a_count(rows):
+    rows.counts[-1] -= 1
+
+
+def write_beyond(rows):
+    rows.weights[-1, -1] = 0.5
+
+
+def write_past_the_end(rows):
+    torch.as_strided(rows.slot_index, (1,), (1,), rows.slot_index.storage_offset() + rows.slot_index.numel())[0] = 0
+
+
+@pytest.mark.parametrize("mistake", [swap_two, lose_a_count, write_beyond, write_past_the_end])
+def test_a_mistake_is_seen(device, monkeypatch, mistake):
+    call = fuzz.draw(0)._replace(
+        num_tokens=20, top_k=2, num_experts=3, spread="uniform", strides="contiguous", run_config=None
+    )
+    assert not fuzz.one_call(call, device)
+    right = fuzz.align_rows
+
+    def wrong(*arguments, **keywords):
+        mistake(right(*arguments, **keywords))
+
+    monkeypatch.setattr(fuzz, "align_rows", wrong)
+    assert fuzz.one_call(call, device)
+
+
+@pytest.mark.gpu
+def test_replays_on_several_streams_agree(device):
+    assert fuzz.replays(0, 40, device, streams=4) == []
