@@ -80,3 +80,27 @@ def difference(
             if bool((beyond & (tensor != untouched)).any()):
                 return f"{name} was written beyond the counts"
     return None
+
+
+def layer_output(x: torch.Tensor, w: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
+    """The sum over a token's experts of ``weight * x @ w[expert]``, float32, expert by expert."""
+    import torch
+
+    output = torch.zeros((len(x), w.shape[2]), device=x.device)
+    for expert in range(len(w)):
+        tokens, k = (topk_ids == expert).nonzero(as_tuple=True)
+        output.index_add_(0, tokens, x[tokens].float() @ w[expert].float() * topk_weights[tokens, k, None].float())
+    return output
+
+
+def layer_weight_gradient(
+    x: torch.Tensor, grad_output: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, num_experts: int
+) -> torch.Tensor:
+    """The gradient of `layer_output` by ``w``, float32, expert by expert."""
+    import torch
+
+    gradient = torch.empty((num_experts, x.shape[1], grad_output.shape[1]), device=x.device)
+    for expert in range(num_experts):
+        tokens, k = (topk_ids == expert).nonzero(as_tuple=True)
+        gradient[expert] = x[tokens].float().T @ (grad_output[tokens].float() * topk_weights[tokens, k, None].float())
+    return gradient

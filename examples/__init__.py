@@ -1,0 +1,1 @@
+"""What is built on the alignment, small enough to read."""
