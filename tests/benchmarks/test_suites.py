@@ -44,7 +44,14 @@ each_suite = pytest.mark.parametrize("suite", [pytest.param(cls, id=name) for na
 
 
 def test_there_are_suites():
-    assert set(SUITES) >= {"order.Rows", "order.Skew", "order.Empty", "host.Call", "codegen.Kernels"}
+    assert set(SUITES) >= {
+        "order.Rows",
+        "order.Skew",
+        "order.Empty",
+        "host.Call",
+        "codegen.Kernels",
+        "witness.FusedMoe",
+    }
 
 
 @pytest.mark.parametrize("cls", [pytest.param(cls, id=name) for name, cls in CLASSES.items()])
@@ -154,3 +161,26 @@ def test_importing_the_suites_imports_neither_torch_nor_the_package(discovered):
 
 def test_asv_finds_every_signature_callable(discovered):
     assert [name for name, ok in zip(discovered["names"], discovered["calls"], strict=True) if not ok] == []
+
+
+_LOAD_EXAMPLE = """
+import sys
+from asv_runner._aux import update_sys_path
+update_sys_path(sys.argv[1])
+import torch
+from benchmarks import shapes, witness
+found = witness.consumers(shapes.Model(3, 2), 5, "cpu", torch.float16, hidden=16, columns=16)
+print(witness.fused_moe().__file__, *(tuple(consumer.call("deterministic").shape) for consumer in found.values()))
+"""
+
+
+def test_a_suite_finds_the_example_beside_it(tmp_path):
+    # As in a round: elsewhere, with only the suites and the installed package to be found.
+    printed = processes.output(
+        "-c", _LOAD_EXAMPLE, processes.ROOT / "benchmarks",
+        cwd=tmp_path, path=[processes.ROOT / "src"], TRITON_INTERPRET="1",
+    )  # fmt: skip
+    assert printed.split(maxsplit=1) == [
+        str(processes.ROOT / "examples" / "fused_moe.py"),
+        "(5, 16) (5, 16) (3, 16, 16)\n",
+    ]
