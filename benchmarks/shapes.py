@@ -26,6 +26,7 @@ MODELS = {
     "DeepSeek-V3 (256, 8)": Model(256, 8),
     "Kimi-K2 (384, 8)": Model(384, 8),
     "Qwen3-Next (512, 10)": Model(512, 10),
+    "Kimi-K3 (896, 16)": Model(896, 16),
 }
 #: Tokens of one call: a single user's decode step up to a long prefill.
 TOKENS = [1, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 32768]
