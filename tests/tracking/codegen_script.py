@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -28,6 +29,26 @@ def count_kernel(ids_ptr, counts_ptr, size, TILE: tl.constexpr):
 def prefix_kernel(source_ptr, target_ptr, TILE: tl.constexpr):
     places = tl.arange(0, TILE)
     tl.store(target_ptr + places, tl.cumsum(tl.load(source_ptr + places), axis=0))
+
+
+class Pair(NamedTuple):
+    target_ptr: Any
+    size: Any
+    nothing: Any
+    TILE: Any
+
+
+@triton.jit
+def pair_kernel(source_ptr, pair, missing=None, FACTOR: tl.constexpr = 3):
+    places = tl.arange(0, pair.TILE)
+    values = tl.load(source_ptr + places, mask=places < pair.size, other=0)
+    if pair.nothing is None and missing is None:
+        tl.store(pair.target_ptr + places, values * FACTOR, mask=places < pair.size)
+
+
+def pair(size):
+    tensors = [torch.zeros(64, dtype=torch.int32) for _ in range(2)]
+    return codegen.record(lambda: pair_kernel[(1,)](tensors[0], Pair(tensors[1], size, None, tl.constexpr(64))))
 
 
 def copy(size=1000, dtype=torch.float32, **options):
@@ -77,7 +98,8 @@ def source_of(launches):
     def spy(source, **keywords):
         seen["signature"] = source.signature
         names = [parameter.name for parameter in launch.kernel.params]
-        seen["divisible"] = sorted(names[index] for (index,) in source.attrs)
+        seen["divisible"] = sorted(".".join((names[index], *map(str, within))) for index, *within in source.attrs)
+        seen["constants"] = {".".join(map(str, path)): value for path, value in source.constants.items()}
         return compile_(source, **keywords)
 
     triton.compile = spy
@@ -123,6 +145,7 @@ PARTS = {
         "int32": source_of(copy(2**31 - 1)),
         "int64": source_of(copy(2**31)),
         "multiple-of-16": source_of(copy(1024)),
+        "tuple": source_of(pair(48)),
         **{str(dtype): source_of(copy(dtype=dtype)) for dtype in (torch.int64, torch.float16, torch.bfloat16)},
     },
     **{

@@ -79,6 +79,18 @@ def test_divisible_by_16_as_triton_specialises(part, case, integers):
     assert part("types")[case]["divisible"] == [*integers, "source_ptr", "target_ptr"]
 
 
+def test_tuples_none_and_defaults_are_what_triton_makes_of_them(part):
+    seen = part("types")["tuple"]
+    assert seen["signature"] == {
+        "source_ptr": "*i32",
+        "pair": ["*i32", "i32", "constexpr", "constexpr"],
+        "missing": "constexpr",
+        "FACTOR": "constexpr",
+    }
+    assert seen["constants"] == {"1.2": None, "1.3": 64, "2": None, "3": 3}
+    assert seen["divisible"] == ["pair.0", "pair.1", "source_ptr"]
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_reads_resources_of_every_target(part, target):
     resources = part(target)

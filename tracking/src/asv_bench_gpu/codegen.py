@@ -23,6 +23,9 @@ TARGETS: dict[str, tuple[str, int | str, int]] = {
     "gfx942": ("hip", "gfx942", 64),
 }
 
+#: Index of an argument, and, within a tuple, of its elements.
+_Path = tuple[int, ...]
+
 _POINTERS = {
     "torch.int32": "*i32",
     "torch.int64": "*i64",
@@ -42,7 +45,7 @@ class Launch:
 
     Attributes:
         kernel: the triton.JITFunction.
-        arguments: parameter name -> value, constants included.
+        arguments: parameter name -> value, constants included, defaults that were not given left out.
         options: launch options given (``num_warps``, ...).
     """
 
@@ -116,16 +119,25 @@ def resources(launch: Launch, target: str) -> Resources:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    signature: dict[str, str] = {}
-    constants: dict[str, Any] = {}
-    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    signature: dict[str, Any] = {}
+    constants: dict[_Path, Any] = {}
+    attributes: dict[_Path, list[list[Any]]] = {}
+
+    def describe(value: Any, path: _Path, is_constant: bool) -> Any:
+        """The type of an argument, or of an element of a tuple; ``path`` leads to it."""
+        if isinstance(value, tuple) and not is_constant:
+            types = [describe(element, (*path, index), False) for index, element in enumerate(value)]
+            return type(value)(*types) if hasattr(value, "_fields") else tuple(types)
+        if is_constant or value is None or isinstance(value, triton.language.constexpr):
+            constants[path] = getattr(value, "value", value)
+            return "constexpr"
+        if not isinstance(value, int) or value % 16 == 0:  # torch allocates pointers well aligned
+            attributes[path] = [["tt.divisibility", 16]]
+        return _type(value)
+
     for index, parameter in enumerate(launch.kernel.params):
-        value = launch.arguments[parameter.name]
-        signature[parameter.name] = "constexpr" if parameter.is_constexpr else _type(value)
-        if parameter.is_constexpr:
-            constants[parameter.name] = value
-        elif not isinstance(value, int) or value % 16 == 0:  # torch allocates pointers well aligned
-            attributes[(index,)] = [["tt.divisibility", 16]]
+        value = launch.arguments.get(parameter.name, parameter.default)
+        signature[parameter.name] = describe(value, (index,), parameter.is_constexpr)
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=launch.options)
     if "amdgcn" in compiled.asm:
