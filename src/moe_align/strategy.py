@@ -13,7 +13,7 @@ import torch
 import triton
 
 from moe_align.kernels import atomic, scan, sift, tiles
-from moe_align.layouts import Rows
+from moe_align.layouts import Regions, Rows
 
 #: Triton's limit on the elements of one tile.
 MAX_TILE = 2**20
@@ -26,13 +26,15 @@ class Strategy(NamedTuple):
     """One way of computing ranks.
 
     Attributes:
-        align_rows: the launcher: topk_ids, topk_weights, out, and a value for every option.
+        align_rows: the launcher of the row layout: topk_ids, topk_weights, out, and a value for every option.
+        align_flat: the launcher of the flat layouts, blocks and offsets, likewise; None if there is none.
         options: name of each option -> its largest value; all are powers of two, but NUM_STAGE and HITS.
         default: number of slots, number of experts -> a value for every option, for GPUs that nobody tuned.
         ordered: whether slots ascend within an expert.
     """
 
     align_rows: Callable[[torch.Tensor, torch.Tensor, Rows, dict[str, int]], None]
+    align_flat: Callable[[torch.Tensor, torch.Tensor | None, Regions, dict[str, int]], None] | None
     options: dict[str, int]
     default: Callable[[int, int], dict[str, int]]
     ordered: bool = True
@@ -74,18 +76,23 @@ def _default_atomic(num_slots: int, num_experts: int) -> dict[str, int]:
 STRATEGIES = {
     "scan": Strategy(
         scan.align_rows,
+        scan.align_flat,
         {"BLOCK_SIZE": 65536, "EXPERT_BLOCK": 1024, "NUM_STAGE": 8, "num_warps": 32},
         _default_scan,
     ),
     "sift": Strategy(
-        sift.align_rows, {"EXPERT_BLOCK": sift.MAX_EXPERT_BLOCK, "HITS": 8, "num_warps": 32}, _default_sift
+        sift.align_rows,
+        sift.align_flat,
+        {"EXPERT_BLOCK": sift.MAX_EXPERT_BLOCK, "HITS": 8, "num_warps": 32},
+        _default_sift,
     ),
     "tiles": Strategy(
         tiles.align_rows,
+        tiles.align_flat,
         {"BLOCK_SIZE": 256, "STEPS": 64, "SUM_EXPERTS": tiles.MAX_SUM_EXPERTS, "num_warps": 32},
         _default_tiles,
     ),
-    "atomic": Strategy(atomic.align_rows, {"BLOCK_SIZE": 65536, "num_warps": 32}, _default_atomic, ordered=False),
+    "atomic": Strategy(atomic.align_rows, None, {"BLOCK_SIZE": 65536, "num_warps": 32}, _default_atomic, ordered=False),
 }
 
 

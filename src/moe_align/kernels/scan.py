@@ -6,17 +6,22 @@ only the sum over rows, a quarter of the work, crosses threads. The counters of 
 integer, so all of them are summed at once. One pass, no atomics, nothing to zero; every program reads all ids, so the
 work grows with num_slots * num_experts. Weights are read only where they are placed.
 
+In a flat layout a program first counts all slots, to know where its regions start; see `regions`.
+
 Source: LightLLM pull request 1369 set out to do it this way; the masking of experts past the end is the correction
 that its review asked for.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 
-from moe_align.layouts import Rows
+from moe_align.kernels import regions
+from moe_align.layouts import Regions, Rows
 
 # int32 ids of one 16-byte load.
 _ROW = 4
@@ -36,10 +41,10 @@ def owned_by(ids, first, num_owned, EXPERT_BLOCK: tl.constexpr):
 @triton.jit
 def align_rows_scan_kernel(
     topk_ids_ptr,  # in: int32 or int64 [num_slots]
-    topk_weights_ptr,  # in: float [num_slots]
-    slot_index_ptr,  # out: int32 [num_experts, num_slots], written where rank < count
-    weights_ptr,  # out: float [num_experts, num_slots], likewise
-    counts_ptr,  # out: int32 [num_experts], every element written
+    topk_weights_ptr,  # in: float [num_slots]; of a flat layout, None if there are no weights
+    slot_index_ptr,  # out: int32 [num_experts, num_slots], written where rank < count; flat: [capacity], all written
+    weights_ptr,  # out: float, likewise; None if there are no weights
+    counts_ptr,  # out: int32 [num_experts], every element written; None in a flat layout
     num_slots,
     num_experts,
     BLOCK_SIZE: tl.constexpr,
@@ -48,8 +53,10 @@ def align_rows_scan_kernel(
     FIELD: tl.constexpr,  # bits of a counter, enough for num_slots; EXPERT_BLOCK * FIELD <= 64
     ONE_TILE: tl.constexpr,  # whether BLOCK_SIZE covers all slots
     NUM_STAGE: tl.constexpr,
+    FLAT: tl.constexpr = False,
+    flat=None,  # regions.Flat in a flat layout
 ):
-    """Place the slots of EXPERT_BLOCK experts. Grid: (cdiv(num_experts, EXPERT_BLOCK),). No atomics."""
+    """Place the slots of EXPERT_BLOCK experts. Grid: (cdiv(num_experts, EXPERT_BLOCK),). Atomic counts at most."""
     tl.static_assert(EXPERT_BLOCK * FIELD <= 64)
     ROWS: tl.constexpr = BLOCK_SIZE // ROW
     MASK: tl.constexpr = (1 << FIELD) - 1
@@ -59,18 +66,28 @@ def align_rows_scan_kernel(
     first = tl.program_id(0) * EXPERT_BLOCK
     # The last program may own fewer experts. Masked, not wrapped around: an expert belongs to one program.
     num_owned = tl.minimum(EXPERT_BLOCK, num_experts - first)
-    slot_index_ptr += first.to(tl.int64) * num_slots
-    weights_ptr += first.to(tl.int64) * num_slots
+    if not FLAT:
+        slot_index_ptr += first.to(tl.int64) * num_slots
+        weights_ptr += first.to(tl.int64) * num_slots
     in_tile = tl.arange(0, ROWS)[:, None] * ROW + tl.arange(0, ROW)[None, :]
     counts = tl.zeros([], dtype=dtype)
+    if FLAT:
+        starts = regions.count_and_lay_out(
+            topk_ids_ptr, slot_index_ptr, weights_ptr, num_slots, num_experts, first, flat, EXPERT_BLOCK
+        )
+        if EXPERT_BLOCK == 1:
+            counts += tl.sum(starts, axis=0)
     end = BLOCK_SIZE if ONE_TILE else num_slots
     for start in tl.range(0, end, BLOCK_SIZE, num_stages=NUM_STAGE):
         slots = start + in_tile
         # -1 is no expert, so masked lanes hit nothing.
         ids = tl.load(topk_ids_ptr + slots, mask=slots < num_slots, other=-1)
+        if FLAT:
+            ids = regions.experts_of(ids, slots < num_slots, num_experts, flat)
         hits = owned_by(ids, first, num_owned, EXPERT_BLOCK)
         # Before the sums, so that the loads are under way meanwhile.
-        weights = tl.load(topk_weights_ptr + slots, mask=hits, other=0)
+        if topk_weights_ptr is not None:
+            weights = tl.load(topk_weights_ptr + slots, mask=hits, other=0)
         if EXPERT_BLOCK == 1:
             ones = hits.to(dtype)
         else:
@@ -80,29 +97,62 @@ def align_rows_scan_kernel(
         row_starts = counts + tl.cumsum(row_counts, axis=0) - row_counts
         places = row_starts[:, None] + (tl.cumsum(ones, axis=1) - ones)
         if EXPERT_BLOCK > 1:
-            # More than one expert only with num_slots < 2**16, so the product fits.
-            places = ((places >> (local * FIELD).to(dtype)) & MASK).to(tl.int32) + local * num_slots
+            ranks = ((places >> (local * FIELD).to(dtype)) & MASK).to(tl.int32)
+            if FLAT:
+                owner = tl.reshape(tl.where(hits, local, 0), [BLOCK_SIZE])
+                places = ranks + tl.reshape(tl.gather(starts, owner, axis=0), [ROWS, ROW])
+            else:
+                # More than one expert only with num_slots < 2**16, so the product fits.
+                places = ranks + local * num_slots
         tl.store(slot_index_ptr + places, slots, mask=hits)
-        tl.store(weights_ptr + places, weights, mask=hits)
+        if topk_weights_ptr is not None:
+            tl.store(weights_ptr + places, weights, mask=hits)
         counts += tl.sum(row_counts, axis=0)
-    owned = tl.arange(0, EXPERT_BLOCK)
-    if EXPERT_BLOCK > 1:
-        counts = ((counts >> (owned * FIELD).to(dtype)) & MASK).to(tl.int32)
-    tl.store(counts_ptr + first + owned, counts, mask=owned < num_owned)
+    if not FLAT:
+        owned = tl.arange(0, EXPERT_BLOCK)
+        if EXPERT_BLOCK > 1:
+            counts = ((counts >> (owned * FIELD).to(dtype)) & MASK).to(tl.int32)
+        tl.store(counts_ptr + first + owned, counts, mask=owned < num_owned)
 
 
 def align_rows(topk_ids: torch.Tensor, topk_weights: torch.Tensor, out: Rows, run_config: dict[str, int]) -> None:
     """Launch the scan; arguments are checked by `moe_align.api`."""
-    num_slots, num_experts = topk_ids.numel(), out.counts.numel()
+    _launch(topk_ids, topk_weights, out, out.counts.numel(), run_config)
+
+
+def align_flat(
+    topk_ids: torch.Tensor, topk_weights: torch.Tensor | None, out: Regions, run_config: dict[str, int]
+) -> None:
+    """Launch the scan of a flat layout; arguments are checked by `moe_align.api`."""
+    num_warps = run_config["num_warps"]
+    _launch(
+        topk_ids,
+        topk_weights,
+        (out.slots, out.weights, None),
+        out.num_experts,
+        run_config,
+        FLAT=True,
+        flat=regions.argument(out, num_warps, run_config["BLOCK_SIZE"]),
+        **regions.all_registers(num_warps),
+    )
+
+
+def _launch(
+    topk_ids: torch.Tensor,
+    topk_weights: torch.Tensor | None,
+    outputs: tuple[torch.Tensor | None, ...],
+    num_experts: int,
+    run_config: dict[str, int],
+    **layout: Any,
+) -> None:
+    num_slots = topk_ids.numel()
     field = next((bits for bits in (4, 8, 16) if num_slots < 1 << bits), 64)
     # As many experts as have room for their counters in 64 bits.
     expert_block = min(run_config["EXPERT_BLOCK"], 64 // field)
     align_rows_scan_kernel[(triton.cdiv(num_experts, expert_block),)](
         topk_ids,
         topk_weights,
-        out.slot_index,
-        out.weights,
-        out.counts,
+        *outputs,
         num_slots,
         num_experts,
         BLOCK_SIZE=run_config["BLOCK_SIZE"],
@@ -112,4 +162,5 @@ def align_rows(topk_ids: torch.Tensor, topk_weights: torch.Tensor, out: Rows, ru
         ONE_TILE=num_slots <= run_config["BLOCK_SIZE"],
         NUM_STAGE=run_config["NUM_STAGE"],
         num_warps=run_config["num_warps"],
+        **layout,
     )

@@ -9,16 +9,21 @@ A warp owns a run of chunks, a chunk being 128 slots, four a lane. The rank of a
 expert in earlier tiles, earlier warps, earlier chunks of the warp, earlier lanes of the chunk, and earlier slots of the
 lane. Counters are fields of integers: 4 bits per (chunk, expert) within a lane, 32 // EXPERT_BLOCK bits within a chunk,
 16 bits across warps. One pass, no atomics, nothing to zero; every program reads all ids.
+
+In a flat layout a program first counts all slots, to know where its regions start; see `regions`.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
+from moe_align.kernels import regions
 from moe_align.kernels.scan import owned_by
-from moe_align.layouts import Rows
+from moe_align.layouts import Regions, Rows
 
 #: Slots of a chunk: 32 lanes, each with the ids of one 16-byte load.
 CHUNK = 128
@@ -53,12 +58,33 @@ def _select(values, index, N: tl.constexpr):
 
 
 @triton.jit
-def _next_hit(marks, lane_starts, topk_ids_ptr, first, EXPERT_BLOCK: tl.constexpr, counters: tl.constexpr):
+def _load_ids(source, slots, mask, FLAT: tl.constexpr):
+    """The experts of slots; those masked are nobody's."""
+    topk_ids_ptr, num_experts, flat = source[0], source[3], source[6]
+    ids = tl.load(topk_ids_ptr + slots, mask=mask, other=-1)
+    if FLAT:
+        ids = regions.experts_of(ids, mask, num_experts, flat)
+    return ids
+
+
+@triton.jit
+def _load_weights(source, slots, mask):
+    """The weights of slots; without weights, something that is not looked at."""
+    topk_weights_ptr = source[1]
+    if topk_weights_ptr is not None:
+        return tl.load(topk_weights_ptr + slots, mask=mask, other=0)
+    else:
+        return slots
+
+
+@triton.jit
+def _next_hit(marks, lane_starts, source, EXPERT_BLOCK: tl.constexpr, counters: tl.constexpr, FLAT: tl.constexpr):
     """Take each lane's lowest mark.
 
     Returns a hit and the marks left. The hit is its slot, chunk and expert (from ``first`` on), whether there was one,
     its unit in the lane's counters, and the shift of that unit; all [32 * WARPS].
     """
+    first = source[4]
     valid = marks != 0
     bit = _lowest_bit(marks)
     chunk = bit >> 2
@@ -67,7 +93,7 @@ def _next_hit(marks, lane_starts, topk_ids_ptr, first, EXPERT_BLOCK: tl.constexp
         expert = tl.zeros_like(chunk)
     else:
         # From the L1 cache: the program has just read it.
-        expert = (tl.load(topk_ids_ptr + slots, mask=valid, other=0) - first).to(tl.int32)
+        expert = (_load_ids(source, slots, valid, FLAT) - first).to(tl.int32)
     shift = tl.where(valid, (chunk * EXPERT_BLOCK + expert) * 4, 0).to(counters)
     unit = tl.where(valid, tl.full(chunk.shape, 1, counters) << shift, 0)
     return (slots, chunk, expert, valid, unit, shift), marks & (marks - 1)
@@ -105,56 +131,49 @@ def _count_of(expert, even, odd, EXPERT_BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _store(slot_index_ptr, weights_ptr, num_slots, slots, weights, expert, rank, mask):
-    # More than one expert only with num_slots < 2**16, so the product fits.
-    places = expert * num_slots + rank
+def _store(target, slots, weights, expert, rank, mask, EXPERT_BLOCK: tl.constexpr, FLAT: tl.constexpr):
+    slot_index_ptr, weights_ptr, num_slots, region_starts = target
+    if FLAT:
+        places = _select(region_starts, expert, EXPERT_BLOCK) + rank
+    else:
+        # More than one expert only with num_slots < 2**16, so the product fits.
+        places = expert * num_slots + rank
     tl.store(slot_index_ptr + places, slots, mask=mask)
-    tl.store(weights_ptr + places, weights, mask=mask)
+    if weights_ptr is not None:
+        tl.store(weights_ptr + places, weights, mask=mask)
 
 
 @triton.jit
 def _count_hits(
-    marks, begin, rounds, lane_starts, topk_ids_ptr, first, EXPERT_BLOCK: tl.constexpr, counters: tl.constexpr
+    marks, begin, rounds, lane_starts, source, EXPERT_BLOCK: tl.constexpr, counters: tl.constexpr, FLAT: tl.constexpr
 ):
     """Each lane's counters, of the hits that are still marked."""
     lane_counts = tl.zeros(marks.shape, counters)
     for _ in tl.range(begin, rounds):
-        hit, marks = _next_hit(marks, lane_starts, topk_ids_ptr, first, EXPERT_BLOCK, counters)
+        hit, marks = _next_hit(marks, lane_starts, source, EXPERT_BLOCK, counters, FLAT)
         lane_counts += hit[4]
     return lane_counts
 
 
 @triton.jit
 def _place_hit(
-    slot_index_ptr,
-    weights_ptr,
-    num_slots,
-    hit,
-    weights,
-    placed,
-    starts,
-    CHUNKS: tl.constexpr,
-    EXPERT_BLOCK: tl.constexpr,
+    target, hit, weights, placed, starts, CHUNKS: tl.constexpr, EXPERT_BLOCK: tl.constexpr, FLAT: tl.constexpr
 ):
     """Store a hit of each lane, of whose hits ``placed`` counts the earlier ones; returns that count with this one."""
     slots, chunk, expert, valid, unit, shift = hit
     even = _select(starts[0], chunk, CHUNKS)
     odd = _select(starts[1], chunk, CHUNKS)
     rank = _count_of(expert, even, odd, EXPERT_BLOCK) + ((placed >> shift) & 15).to(tl.int32)
-    _store(slot_index_ptr, weights_ptr, num_slots, slots, weights, expert, rank, valid)
+    _store(target, slots, weights, expert, rank, valid, EXPERT_BLOCK, FLAT)
     return placed + unit
 
 
 @triton.jit
 def _place_hits(
-    topk_ids_ptr,
-    topk_weights_ptr,
-    slot_index_ptr,
-    weights_ptr,
+    source,
+    target,
     lane_starts,
     starts,
-    num_slots,
-    first,
     ahead,
     marks,
     rounds,
@@ -162,25 +181,24 @@ def _place_hits(
     CHUNKS: tl.constexpr,
     EXPERT_BLOCK: tl.constexpr,
     counters: tl.constexpr,
+    FLAT: tl.constexpr,
 ):
     """Store the hits loaded ahead, and those that are still marked."""
     placed = tl.zeros(marks.shape, counters)
     for i in tl.static_range(HITS):
-        placed = _place_hit(
-            slot_index_ptr, weights_ptr, num_slots, ahead[i][0], ahead[i][1], placed, starts, CHUNKS, EXPERT_BLOCK
-        )
+        placed = _place_hit(target, ahead[i][0], ahead[i][1], placed, starts, CHUNKS, EXPERT_BLOCK, FLAT)
     for _ in tl.range(HITS, rounds):
-        hit, marks = _next_hit(marks, lane_starts, topk_ids_ptr, first, EXPERT_BLOCK, counters)
-        weights = tl.load(topk_weights_ptr + hit[0], mask=hit[3], other=0)
-        placed = _place_hit(slot_index_ptr, weights_ptr, num_slots, hit, weights, placed, starts, CHUNKS, EXPERT_BLOCK)
+        hit, marks = _next_hit(marks, lane_starts, source, EXPERT_BLOCK, counters, FLAT)
+        weights = _load_weights(source, hit[0], hit[3])
+        placed = _place_hit(target, hit, weights, placed, starts, CHUNKS, EXPERT_BLOCK, FLAT)
 
 
 @triton.jit
-def _load_chunk(topk_ids_ptr, lane_starts, chunk, num_slots, first, num_owned, EXPERT_BLOCK: tl.constexpr):
+def _load_chunk(source, lane_starts, chunk, EXPERT_BLOCK: tl.constexpr, FLAT: tl.constexpr):
     """A chunk's slots, their ids and which of them are hits; [32 * WARPS, 4]."""
+    num_slots, first, num_owned = source[2], source[4], source[5]
     slots = (lane_starts + chunk * 128)[:, None] + tl.arange(0, 4)[None, :]
-    # -1 is no expert, so masked lanes hit nothing.
-    ids = tl.load(topk_ids_ptr + slots, mask=slots < num_slots, other=-1)
+    ids = _load_ids(source, slots, slots < num_slots, FLAT)
     return slots, ids, owned_by(ids, first, num_owned, EXPERT_BLOCK)
 
 
@@ -196,57 +214,51 @@ def _units(ids, first, hits, EXPERT_BLOCK: tl.constexpr, dtype: tl.constexpr):
 
 @triton.jit
 def _count_chunks(
-    topk_ids_ptr,
+    source,
     lane_starts,
-    num_slots,
-    first,
-    num_owned,
     CHUNKS: tl.constexpr,
     EXPERT_BLOCK: tl.constexpr,
     counters: tl.constexpr,
+    FLAT: tl.constexpr,
 ):
     """Each lane's counters, whatever the number of hits."""
     lane_counts = tl.zeros(lane_starts.shape, counters)
     for chunk in tl.range(CHUNKS):
-        loaded = _load_chunk(topk_ids_ptr, lane_starts, chunk, num_slots, first, num_owned, EXPERT_BLOCK)
-        units = _units(loaded[1], first, loaded[2], EXPERT_BLOCK, counters)[1]
+        loaded = _load_chunk(source, lane_starts, chunk, EXPERT_BLOCK, FLAT)
+        units = _units(loaded[1], source[4], loaded[2], EXPERT_BLOCK, counters)[1]
         lane_counts += tl.sum(units, axis=1) << (chunk * EXPERT_BLOCK * 4)
     return lane_counts
 
 
 @triton.jit
 def _place_chunks(
-    topk_ids_ptr,
-    topk_weights_ptr,
-    slot_index_ptr,
-    weights_ptr,
+    source,
+    target,
     lane_starts,
     starts,
-    num_slots,
-    first,
-    num_owned,
     CHUNKS: tl.constexpr,
     EXPERT_BLOCK: tl.constexpr,
+    FLAT: tl.constexpr,
 ):
     """Store all hits, whatever their number."""
     for chunk in tl.range(CHUNKS):
-        slots, ids, hits = _load_chunk(topk_ids_ptr, lane_starts, chunk, num_slots, first, num_owned, EXPERT_BLOCK)
-        weights = tl.load(topk_weights_ptr + slots, mask=hits, other=0)
-        expert, units = _units(ids, first, hits, EXPERT_BLOCK, tl.int32)
+        slots, ids, hits = _load_chunk(source, lane_starts, chunk, EXPERT_BLOCK, FLAT)
+        weights = _load_weights(source, slots, hits)
+        expert, units = _units(ids, source[4], hits, EXPERT_BLOCK, tl.int32)
         before = ((tl.cumsum(units, axis=1) - units) >> (expert * 4)) & 15
         even_start = _select(starts[0], chunk, CHUNKS)[:, None]
         odd_start = _select(starts[1], chunk, CHUNKS)[:, None]
         rank = _count_of(expert, even_start, odd_start, EXPERT_BLOCK) + before
-        _store(slot_index_ptr, weights_ptr, num_slots, slots, weights, expert, rank, hits)
+        _store(target, slots, weights, expert, rank, hits, EXPERT_BLOCK, FLAT)
 
 
 @triton.jit
 def align_rows_sift_kernel(
     topk_ids_ptr,  # in: int32 or int64 [num_slots]
-    topk_weights_ptr,  # in: float [num_slots]
-    slot_index_ptr,  # out: int32 [num_experts, num_slots], written where rank < count
-    weights_ptr,  # out: float [num_experts, num_slots], likewise
-    counts_ptr,  # out: int32 [num_experts], every element written
+    topk_weights_ptr,  # in: float [num_slots]; of a flat layout, None if there are no weights
+    slot_index_ptr,  # out: int32 [num_experts, num_slots], written where rank < count; flat: [capacity], all written
+    weights_ptr,  # out: float, likewise; None if there are no weights
+    counts_ptr,  # out: int32 [num_experts], every element written; None in a flat layout
     num_slots,
     num_experts,
     WARPS: tl.constexpr,
@@ -254,8 +266,10 @@ def align_rows_sift_kernel(
     EXPERT_BLOCK: tl.constexpr,  # 1, or 2 or 4 where num_slots < 2**16
     HITS: tl.constexpr,  # of each lane, loaded ahead
     ONE_TILE: tl.constexpr,  # whether a tile covers all slots
+    FLAT: tl.constexpr = False,
+    flat=None,  # regions.Flat in a flat layout
 ):
-    """Place the slots of EXPERT_BLOCK experts. Grid: (cdiv(num_experts, EXPERT_BLOCK),). No atomics."""
+    """Place the slots of EXPERT_BLOCK experts. Grid: (cdiv(num_experts, EXPERT_BLOCK),). Atomic counts at most."""
     tl.static_assert(CHUNKS * 4 <= 32)
     tl.static_assert(CHUNKS * EXPERT_BLOCK * 4 <= 64)
     TILE: tl.constexpr = WARPS * CHUNKS * 128
@@ -263,8 +277,19 @@ def align_rows_sift_kernel(
     first = tl.program_id(0) * EXPERT_BLOCK
     # The last program may own fewer experts; the ids past the end are nobody's.
     num_owned = tl.minimum(EXPERT_BLOCK, num_experts - first)
-    slot_index_ptr += first.to(tl.int64) * num_slots
-    weights_ptr += first.to(tl.int64) * num_slots
+    region_starts = ()
+    if FLAT:
+        laid_out = regions.count_and_lay_out(
+            topk_ids_ptr, slot_index_ptr, weights_ptr, num_slots, num_experts, first, flat, EXPERT_BLOCK
+        )
+        for expert in tl.static_range(EXPERT_BLOCK):
+            here = tl.arange(0, EXPERT_BLOCK) == expert
+            region_starts = region_starts + (tl.sum(tl.where(here, laid_out, 0), axis=0),)
+    else:
+        slot_index_ptr += first.to(tl.int64) * num_slots
+        weights_ptr += first.to(tl.int64) * num_slots
+    source = (topk_ids_ptr, topk_weights_ptr, num_slots, num_experts, first, num_owned, flat)
+    target = (slot_index_ptr, weights_ptr, num_slots, region_starts)
     lanes = tl.arange(0, 32 * WARPS)
     in_tile = (lanes // 32) * (CHUNKS * 128) + (lanes % 32) * 4
     in_lane = tl.arange(0, 4)[None, :]
@@ -275,7 +300,7 @@ def align_rows_sift_kernel(
         lane_starts = start + in_tile
         marks = tl.zeros([32 * WARPS], tl.int32)
         for chunk in tl.static_range(CHUNKS):
-            loaded = _load_chunk(topk_ids_ptr, lane_starts, chunk, num_slots, first, num_owned, EXPERT_BLOCK)
+            loaded = _load_chunk(source, lane_starts, chunk, EXPERT_BLOCK, FLAT)
             marks += tl.sum(loaded[2].to(tl.int32) << (chunk * 4 + in_lane), axis=1)
         rounds = tl.max(_count_bits(marks), axis=0)
         # Where a lane has many hits, all slots are gone through once more, chunk by chunk, rather than hit by hit.
@@ -284,15 +309,13 @@ def align_rows_sift_kernel(
         ahead = ()
         lane_counts = tl.zeros([32 * WARPS], counters)
         for _ in tl.static_range(HITS):
-            hit, marks = _next_hit(marks, lane_starts, topk_ids_ptr, first, EXPERT_BLOCK, counters)
-            ahead = ahead + ((hit, tl.load(topk_weights_ptr + hit[0], mask=hit[3], other=0)),)
+            hit, marks = _next_hit(marks, lane_starts, source, EXPERT_BLOCK, counters, FLAT)
+            ahead = ahead + ((hit, _load_weights(source, hit[0], hit[3])),)
             lane_counts += hit[4]
         if dense:
-            lane_counts = _count_chunks(
-                topk_ids_ptr, lane_starts, num_slots, first, num_owned, CHUNKS, EXPERT_BLOCK, counters
-            )
+            lane_counts = _count_chunks(source, lane_starts, CHUNKS, EXPERT_BLOCK, counters, FLAT)
         else:
-            lane_counts += _count_hits(marks, HITS, rounds, lane_starts, topk_ids_ptr, first, EXPERT_BLOCK, counters)
+            lane_counts += _count_hits(marks, HITS, rounds, lane_starts, source, EXPERT_BLOCK, counters, FLAT)
 
         # One row per warp, so that no sum over lanes leaves the warp.
         even_counts = ()
@@ -325,29 +348,13 @@ def align_rows_sift_kernel(
         starts = (even_starts, odd_starts)
 
         if dense:
-            _place_chunks(
-                topk_ids_ptr,
-                topk_weights_ptr,
-                slot_index_ptr,
-                weights_ptr,
-                lane_starts,
-                starts,
-                num_slots,
-                first,
-                num_owned,
-                CHUNKS,
-                EXPERT_BLOCK,
-            )
+            _place_chunks(source, target, lane_starts, starts, CHUNKS, EXPERT_BLOCK, FLAT)
         else:
             _place_hits(
-                topk_ids_ptr,
-                topk_weights_ptr,
-                slot_index_ptr,
-                weights_ptr,
+                source,
+                target,
                 lane_starts,
                 starts,
-                num_slots,
-                first,
                 ahead,
                 marks,
                 rounds,
@@ -355,17 +362,47 @@ def align_rows_sift_kernel(
                 CHUNKS,
                 EXPERT_BLOCK,
                 counters,
+                FLAT,
             )
         even += even_all
         odd += odd_all
-    owned = tl.arange(0, EXPERT_BLOCK)
-    tl.store(counts_ptr + first + owned, _count_of(owned, even, odd, EXPERT_BLOCK), mask=owned < num_owned)
+    if not FLAT:
+        owned = tl.arange(0, EXPERT_BLOCK)
+        tl.store(counts_ptr + first + owned, _count_of(owned, even, odd, EXPERT_BLOCK), mask=owned < num_owned)
 
 
 def align_rows(topk_ids: torch.Tensor, topk_weights: torch.Tensor, out: Rows, run_config: dict[str, int]) -> None:
     """Launch the sifting; arguments are checked by `moe_align.api`."""
-    num_slots, num_experts = topk_ids.numel(), out.counts.numel()
-    num_warps = run_config["num_warps"]
+    _launch(topk_ids, topk_weights, out, out.counts.numel(), run_config)
+
+
+def align_flat(
+    topk_ids: torch.Tensor, topk_weights: torch.Tensor | None, out: Regions, run_config: dict[str, int]
+) -> None:
+    """Launch the sifting of a flat layout; arguments are checked by `moe_align.api`."""
+    # With more warps there are too few registers for each.
+    num_warps = min(run_config["num_warps"], 16)
+    _launch(
+        topk_ids,
+        topk_weights,
+        (out.slots, out.weights, None),
+        out.num_experts,
+        {**run_config, "num_warps": num_warps},
+        FLAT=True,
+        flat=regions.argument(out, num_warps, topk_ids.numel()),
+        **regions.all_registers(num_warps),
+    )
+
+
+def _launch(
+    topk_ids: torch.Tensor,
+    topk_weights: torch.Tensor | None,
+    outputs: tuple[torch.Tensor | None, ...],
+    num_experts: int,
+    run_config: dict[str, int],
+    **layout: Any,
+) -> None:
+    num_slots, num_warps = topk_ids.numel(), run_config["num_warps"]
     # Counters have 16 bits across warps, and 4 bits per (chunk, expert) in the 64 of a lane.
     expert_block = run_config["EXPERT_BLOCK"] if num_slots < 2**16 else 1
     # As few tiles as a lane can mark, because latencies are waited for in each, and all of one size.
@@ -375,9 +412,7 @@ def align_rows(topk_ids: torch.Tensor, topk_weights: torch.Tensor, out: Rows, ru
     align_rows_sift_kernel[(triton.cdiv(num_experts, expert_block),)](
         topk_ids,
         topk_weights,
-        out.slot_index,
-        out.weights,
-        out.counts,
+        *outputs,
         num_slots,
         num_experts,
         WARPS=num_warps,
@@ -386,4 +421,5 @@ def align_rows(topk_ids: torch.Tensor, topk_weights: torch.Tensor, out: Rows, ru
         HITS=run_config["HITS"],
         ONE_TILE=num_slots <= num_warps * chunks * CHUNK,
         num_warps=num_warps,
+        **layout,
     )
