@@ -1,6 +1,7 @@
 """Run by test_codegen_suite in a process without Triton's interpreter: resources of every launch of a strategy.
 
-python codegen_suite_script.py PART...; a part is a strategy or "schedule". Prints JSON.
+python codegen_suite_script.py PART...; a part is a strategy, for the row layout or, after "flat:", for the others, or
+"schedule". Prints JSON.
 """
 
 import dataclasses
@@ -37,6 +38,37 @@ def alignment(strategy, ids_dtype, weights_dtype):
     return codegen.record(lambda: STRATEGIES[strategy].align_rows(ids, weights, out, run_config))
 
 
+def blocks(num_experts=NUM_EXPERTS, weights_dtype=None, **layout):
+    out = layouts.Blocks.empty(NUM_TOKENS * TOP_K, num_experts, 64, torch.device("cpu"), weights_dtype=weights_dtype)
+    labelled = {"expert_ids": out.expert_ids, "num_tokens_post_padded": out.num_tokens_post_padded}
+    return layouts.Regions(out.sorted_token_ids, out.weights, num_experts, 64, **labelled, **layout)
+
+
+def offsets(weights_dtype):
+    out = layouts.Offsets.empty(NUM_TOKENS * TOP_K, NUM_EXPERTS, torch.device("cpu"), weights_dtype=weights_dtype)
+    return layouts.Regions(out.slots, out.weights, NUM_EXPERTS, offsets=out.offsets)
+
+
+#: Every branch of the flat layouts: name -> dtype of the ids, and the layout.
+FLAT = {
+    "blocks": lambda: (torch.int32, blocks()),
+    "blocks-weights": lambda: (torch.int64, blocks(weights_dtype=torch.bfloat16)),
+    "blocks-map": lambda: (torch.int64, blocks(expert_map=torch.zeros(NUM_EXPERTS, dtype=torch.int32))),
+    "blocks-labels": lambda: (torch.int32, blocks(labels=torch.zeros(NUM_EXPERTS, dtype=torch.int32))),
+    "blocks-remote-first": lambda: (torch.int32, blocks(NUM_EXPERTS + 1, first_id=-1)),
+    "blocks-4096-experts": lambda: (torch.int32, blocks(4096)),
+    "offsets": lambda: (torch.int64, offsets(torch.float32)),
+}
+
+
+def flat_alignment(strategy, layout):
+    ids_dtype, regions = FLAT[layout]()
+    ids = torch.zeros((NUM_TOKENS, TOP_K), dtype=ids_dtype)
+    weights = None if regions.weights is None else torch.zeros(ids.shape, dtype=regions.weights.dtype)
+    run_config = STRATEGIES[strategy].default(ids.numel(), regions.num_experts)
+    return codegen.record(lambda: STRATEGIES[strategy].align_flat(ids, weights, regions, run_config))
+
+
 def schedule():
     counts = torch.zeros(NUM_EXPERTS, dtype=torch.int32)
     out = torch.empty((NUM_EXPERTS, 3), dtype=torch.int32)
@@ -61,6 +93,10 @@ def main():
     for part in sys.argv[1:]:
         if part == "schedule":
             result["schedule"] = compiled(schedule())
+            continue
+        if part.startswith("flat:"):
+            strategy = part.removeprefix("flat:")
+            result |= {f"{part} {layout}": compiled(flat_alignment(strategy, layout)) for layout in FLAT}
             continue
         for ids_dtype, weights_dtype in itertools.product(api._ID_DTYPES, api._WEIGHT_DTYPES):
             key = f"{part} {ids_dtype} {weights_dtype}".replace("torch.", "")

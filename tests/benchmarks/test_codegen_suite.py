@@ -10,8 +10,18 @@ DTYPES = [f"{ids} {weights}" for ids in ("int32", "int64") for weights in ("floa
 each_target = pytest.mark.parametrize("target", TARGETS)
 each_dtype = pytest.mark.parametrize("dtypes", DTYPES, ids=lambda dtypes: dtypes.replace(" ", "-"))
 DETERMINISTIC = ["scan", "sift", "tiles"]
+FLAT = [
+    "blocks",
+    "blocks-weights",
+    "blocks-map",
+    "blocks-labels",
+    "blocks-remote-first",
+    "blocks-4096-experts",
+    "offsets",
+]
 # In this order one process of pytest compiles the one while the other compiles the other.
 each_part = pytest.mark.parametrize("part", [*DETERMINISTIC, "atomic"])
+each_flat_layout = pytest.mark.parametrize("layout", FLAT)
 each_deterministic = pytest.mark.parametrize("part", DETERMINISTIC)
 
 
@@ -44,6 +54,16 @@ def test_compiles_for_every_target_without_spilling(generated, part, dtypes):
 def test_deterministic_code_has_no_atomic_instruction_on_global_memory(generated, part, target, dtypes):
     launches = generated(part)[f"{part} {dtypes}"][target]
     assert [launch["atomics"] for launch in launches] == [0] * len(launches)
+
+
+@each_flat_layout
+@each_deterministic
+def test_flat_layouts_compile_for_every_target_without_spilling_or_atomics_on_global_memory(generated, part, layout):
+    for target, launches in generated(f"flat:{part}")[f"flat:{part} {layout}"].items():
+        assert launches, target
+        for launch in launches:
+            assert (launch["spill_bytes"], launch["atomics"]) == (0, 0), (target, launch)
+            assert 1 <= launch["registers"] <= 255, (target, launch)
 
 
 @each_dtype
