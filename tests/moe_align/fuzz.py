@@ -2,7 +2,7 @@
 
 PYTHONPATH=src python -m tests.moe_align.fuzz --calls 200000 --replays 100000
 
-Everything about a call follows from its seed: shape, ids in and out of range, dtypes, strides, strategy and
+Everything about a call follows from its seed: layout, shape, ids in and out of range, dtypes, strides, strategy and
 configuration. All memory is compared, so that what must not be written is seen too. Differences are kept on the device
 and read once a batch: calls follow one another without synchronisation, as an engine's do.
 """
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from moe_align import Rows, align_rows
+from moe_align import Blocks, Offsets, Rows, align_blocks, align_offsets, align_rows
 
 SENTINEL = -7
 GUARD = 512
@@ -44,6 +44,9 @@ CONFIGURATIONS: list[dict[str, Any] | None] = [
 ]
 _DTYPES = [(torch.int32, torch.float32), (torch.int64, torch.bfloat16), (torch.int32, torch.float16)]
 SPREADS = ["uniform", "skewed", "one expert", "ascending", "dropped", "wide"]
+LAYOUTS = ["rows", "blocks", "offsets"]
+#: Of blocks: without expert parallelism; slots of other ranks dropped; kept among the others; kept before them.
+EXPERT_MAPS = ["none", "drop", "keep", "first"]
 STRIDES = ["contiguous", "transposed", "every other token"]
 
 
@@ -59,6 +62,9 @@ class Call(NamedTuple):
     spread: str
     strides: str
     run_config: dict[str, Any] | None
+    layout: str
+    block_size: int
+    expert_map: str
 
 
 def draw(seed: int, largest: int = _MOST_ELEMENTS) -> Call:
@@ -81,6 +87,9 @@ def draw(seed: int, largest: int = _MOST_ELEMENTS) -> Call:
         rng.choice(SPREADS),
         rng.choice(STRIDES),
         rng.choice(CONFIGURATIONS),
+        rng.choice(LAYOUTS),
+        rng.choice([1, 16, 64, 128]),
+        rng.choice(EXPERT_MAPS),
     )
 
 
@@ -112,8 +121,8 @@ def restride(matrix: torch.Tensor, strides: str) -> torch.Tensor:
     return matrix
 
 
-class Memory:
-    """The outputs of one call between guards, what they must be, and whether they are."""
+class RowsMemory:
+    """The rows of one call between guards, what they must be, and whether they are."""
 
     def __init__(self, call: Call, device: torch.device) -> None:
         self.call = call
@@ -125,6 +134,10 @@ class Memory:
             self.buffers.append(torch.full((size + 2 * GUARD,), SENTINEL, dtype=dtype, device=device))
             views.append(self.buffers[-1][GUARD : GUARD + size].view(shape))
         self.rows = Rows(*views)
+
+    def align(self, ids: torch.Tensor, weights: torch.Tensor) -> None:
+        """Make the call."""
+        align_rows(ids, weights, self.call.num_experts, out=self.rows, run_config=self.call.run_config)
 
     def poison(self) -> None:
         """Forget what an earlier call wrote."""
@@ -154,14 +167,94 @@ class Memory:
         return differs | (self.buffers[2] != expected).any()
 
 
+class FlatMemory:
+    """Blocks or offsets of one call between guards, what they must be, and whether they are."""
+
+    def __init__(self, call: Call, device: torch.device) -> None:
+        self.call = call
+        num_slots = call.num_tokens * call.top_k
+        experts = torch.arange(call.num_experts, device=device)
+        self.expert_map = torch.where(experts % 2 == 1, (call.num_experts - experts) // 2, -1).int()
+        sizes: list[tuple[int, torch.dtype]] = [(num_slots, torch.int32), (call.num_experts + 1, torch.int32)]
+        if call.layout == "blocks":
+            num_buckets = call.num_experts + (call.expert_map == "first")
+            capacity = min(num_slots * call.block_size, num_slots + num_buckets * (call.block_size - 1))
+            sizes = [(capacity, torch.int32), (-(-capacity // call.block_size), torch.int32), (1, torch.int32)]
+        sizes.append((sizes[0][0], call.weights_dtype))
+        self.buffers = [torch.full((size + 2 * GUARD,), SENTINEL, dtype=dtype, device=device) for size, dtype in sizes]
+        self.views = [buffer[GUARD : len(buffer) - GUARD] for buffer in self.buffers]
+
+    def align(self, ids: torch.Tensor, weights: torch.Tensor) -> None:
+        """Make the call."""
+        call = self.call
+        options: dict[str, Any] = {"topk_weights": weights, "run_config": call.run_config}
+        if call.layout == "offsets":
+            align_offsets(ids, call.num_experts, out=Offsets(*self.views), **options)
+            return
+        if call.expert_map in ("drop", "keep"):
+            options["expert_map"] = self.expert_map
+        options["keep_remote"] = call.expert_map in ("keep", "first")
+        align_blocks(ids, call.block_size, call.num_experts, out=Blocks(*self.views), **options)
+
+    def poison(self) -> None:
+        """Forget what an earlier call wrote."""
+        for buffer in self.buffers:
+            buffer.fill_(SENTINEL)
+
+    def differs(self, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Whether anything is not what a stable sort says; a bool on the device, without synchronising."""
+        blocks = self.call.layout == "blocks"
+        block_size = self.call.block_size if blocks else 1
+        flat = ids.reshape(-1).long()
+        labels = torch.arange(self.call.num_experts, device=ids.device)
+        if blocks and self.call.expert_map == "drop":
+            known = (flat >= 0) & (flat < len(labels))
+            flat = torch.where(known, self.expert_map.long()[torch.where(known, flat, 0)], -1)
+        elif blocks and self.call.expert_map == "keep":
+            labels = self.expert_map.long()
+        elif blocks and self.call.expert_map == "first":
+            labels = torch.arange(-1, self.call.num_experts, device=ids.device)
+            flat = flat + 1
+        # Dropped slots go to a bucket past the last, and from there to an element past the last.
+        flat = torch.where((flat >= 0) & (flat < len(labels)), flat, len(labels))
+        buckets, slots = torch.sort(flat, stable=True)
+        counts = torch.zeros(len(labels) + 1, dtype=torch.int64, device=ids.device)
+        counts.scatter_add_(0, buckets, torch.ones_like(buckets))
+        ends = ((counts + block_size - 1) // block_size * block_size)[:-1].cumsum(0)
+        starts = torch.cat((torch.zeros_like(counts[:1]), ends))
+        ranks = torch.arange(len(slots), device=ids.device) - (counts.cumsum(0) - counts)[buckets]
+        capacity = len(self.views[0])
+        places = torch.where(buckets < len(labels), starts[buckets] + ranks, capacity)
+        placed = torch.full((capacity + 1,), len(slots), device=ids.device)
+        placed[places] = slots
+        weighed = torch.zeros(capacity + 1, dtype=weights.dtype, device=ids.device)
+        weighed[places] = weights.reshape(-1)[slots]
+        expected = [placed[:capacity], starts, weighed[:capacity]]
+        if blocks:
+            first_slots = torch.arange(len(self.views[1]), device=ids.device) * block_size
+            used = torch.cat((labels, torch.full_like(labels[:1], -1)))[
+                torch.searchsorted(ends, first_slots, right=True)
+            ]
+            expected[1:2] = [used, starts[-1:]]
+        differs = torch.zeros((), dtype=torch.bool, device=ids.device)
+        for buffer, view, values in zip(self.buffers, self.views, expected, strict=True):
+            differs |= (view != values).any()
+            differs |= (buffer[:GUARD] != SENTINEL).any() | (buffer[len(buffer) - GUARD :] != SENTINEL).any()
+        return differs
+
+
+def memory_of(call: Call, device: torch.device) -> RowsMemory | FlatMemory:
+    """Memory for the layout of the call."""
+    return RowsMemory(call, device) if call.layout == "rows" else FlatMemory(call, device)
+
+
 def one_call(call: Call, device: torch.device) -> torch.Tensor:
     """Make the call; whether its result differs, a bool on the device."""
     generator = torch.Generator(device).manual_seed(call.seed)
     ids = new_ids(call, generator)
     weights = torch.rand(ids.shape, generator=generator, device=device).to(call.weights_dtype)
-    memory = Memory(call, device)
-    given = restride(ids, call.strides), restride(weights, call.strides)
-    align_rows(*given, call.num_experts, out=memory.rows, run_config=call.run_config)
+    memory = memory_of(call, device)
+    memory.align(restride(ids, call.strides), restride(weights, call.strides))
     return memory.differs(ids, weights)
 
 
@@ -185,17 +278,14 @@ class Captured:
         self.graph = torch.cuda.CUDAGraph()
         self.generator = torch.Generator(device).manual_seed(call.seed)
         with torch.cuda.stream(self.stream):
-            self.memory = Memory(call, device)
+            self.memory = memory_of(call, device)
             self.ids = new_ids(call, self.generator)
             self.weights = torch.zeros(self.ids.shape, dtype=call.weights_dtype, device=device)
             self.differs = torch.zeros((), dtype=torch.bool, device=device)
-            self._align()  # compiles, which a capture cannot
+            self.memory.align(self.ids, self.weights)  # compiles, which a capture cannot
             self.stream.synchronize()
             with torch.cuda.graph(self.graph, stream=self.stream):
-                self._align()
-
-    def _align(self) -> None:
-        align_rows(self.ids, self.weights, self.call.num_experts, out=self.memory.rows, run_config=self.call.run_config)
+                self.memory.align(self.ids, self.weights)
 
     def replay(self) -> None:
         """Replay with new input, without waiting for the other streams."""

@@ -18,6 +18,8 @@ def test_every_strategy_spread_and_stride_is_drawn():
     assert {(call.run_config or {}).get("strategy") for call in drawn} == {None, *strategies("deterministic")}
     assert {call.spread for call in drawn} == set(fuzz.SPREADS)
     assert {call.strides for call in drawn} == set(fuzz.STRIDES)
+    assert {call.layout for call in drawn} == set(fuzz.LAYOUTS)
+    assert {call.expert_map for call in drawn if call.layout == "blocks"} == set(fuzz.EXPERT_MAPS)
     assert min(call.num_tokens for call in drawn) == 0
     assert max(call.num_experts for call in drawn) == 4096
 
@@ -46,7 +48,7 @@ def write_past_the_end(rows):
 @pytest.mark.parametrize("mistake", [swap_two, lose_a_count, write_beyond, write_past_the_end])
 def test_a_mistake_is_seen(device, monkeypatch, mistake):
     call = fuzz.draw(0)._replace(
-        num_tokens=20, top_k=2, num_experts=3, spread="uniform", strides="contiguous", run_config=None
+        num_tokens=20, top_k=2, num_experts=3, spread="uniform", strides="contiguous", run_config=None, layout="rows"
     )
     assert not fuzz.one_call(call, device)
     right = fuzz.align_rows
@@ -55,6 +57,50 @@ def test_a_mistake_is_seen(device, monkeypatch, mistake):
         mistake(right(*arguments, **keywords))
 
     monkeypatch.setattr(fuzz, "align_rows", wrong)
+    assert fuzz.one_call(call, device)
+
+
+def swap_two_slots(out):
+    out[0][:2] = out[0][:2].flip(0)
+
+
+def lose_some_padding(out):
+    out[0][-1] = 0
+
+
+def add_to_the_last(out):
+    out[1][-1] += 1
+
+
+def weigh_padding(out):
+    out.weights[-1] = 0.5
+
+
+def write_past_the_labels(out):
+    torch.as_strided(out[1], (1,), (1,), out[1].storage_offset() + out[1].numel())[0] = 0
+
+
+@pytest.mark.parametrize("layout", ["blocks", "offsets"])
+@pytest.mark.parametrize(
+    "mistake", [swap_two_slots, lose_some_padding, add_to_the_last, weigh_padding, write_past_the_labels]
+)
+def test_a_mistake_in_a_flat_layout_is_seen(device, monkeypatch, layout, mistake):
+    # Ids from -2 to 4: some slots are dropped, so that something lies past the last region.
+    call = fuzz.draw(0)._replace(
+        num_tokens=20,
+        top_k=2,
+        num_experts=3,
+        spread="uniform",
+        strides="contiguous",
+        run_config=None,
+        layout=layout,
+        block_size=16,
+        expert_map="none",
+    )
+    assert not fuzz.one_call(call, device)
+    name = f"align_{layout}"
+    right = getattr(fuzz, name)
+    monkeypatch.setattr(fuzz, name, lambda *arguments, **keywords: mistake(right(*arguments, **keywords)))
     assert fuzz.one_call(call, device)
 
 
