@@ -1,16 +1,15 @@
-"""The public functions: check, allocate, choose, launch."""
+"""The public functions: check and allocate; `moe_align.dispatch` fills."""
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any, Literal
 
 import torch
 
-from moe_align import kernels, reference
-from moe_align.kernels import schedule
-from moe_align.layouts import Blocks, Offsets, Regions, Rows, blocks_capacity, schedule_capacity
-from moe_align.strategy import MAX_TILE, STRATEGIES, RunConfig, gpu_name, run_config_for
+from moe_align import ops
+from moe_align.dispatch import first_block_id
+from moe_align.layouts import Blocks, Offsets, Rows, blocks_capacity, schedule_capacity
+from moe_align.strategy import MAX_TILE, RunConfig, checked_run_config
 
 Implementation = Literal["deterministic", "atomic", "reference"]
 FlatImplementation = Literal["deterministic", "reference"]
@@ -70,7 +69,8 @@ def align_rows(
     num_slots = topk_ids.numel()
     if implementation not in ("deterministic", "atomic", "reference"):
         raise ValueError(f"implementation: expected 'deterministic', 'atomic' or 'reference', got {implementation!r}")
-    config = run_config_for(implementation, run_config, num_slots, num_experts, gpu_name(topk_ids.device))
+    if run_config is not None:
+        checked_run_config(implementation, run_config)
     if check_ids:
         _check_ids(topk_ids, range(num_experts))
 
@@ -79,13 +79,7 @@ def align_rows(
     else:
         matrix = (num_experts, num_slots)
         _check_out(out, Rows, topk_ids, topk_weights, slot_index=matrix, weights=matrix, counts=(num_experts,))
-
-    if implementation == "reference" or not _runs_kernels(topk_ids):
-        reference.align_rows(topk_ids, topk_weights, out)
-    else:
-        with _on_device_of(topk_ids):
-            launch = STRATEGIES[config["strategy"]].align_rows
-            launch(topk_ids.contiguous(), topk_weights.contiguous(), out, config)
+    ops.align_rows(topk_ids, topk_weights, out, implementation, run_config)
     return out
 
 
@@ -141,8 +135,8 @@ def align_blocks(
     """
     _check_topk(topk_ids, topk_weights)
     _check_positive("block_size", block_size)
-    num_slots, first_id = topk_ids.numel(), -1 if keep_remote and expert_map is None else 0
-    config = _flat_config(topk_ids, num_experts, implementation, run_config)
+    num_slots, first_id = topk_ids.numel(), first_block_id(expert_map, keep_remote)
+    _check_flat(num_experts, implementation, run_config)
     if expert_map is not None:
         _check_tensor("expert_map", expert_map, (torch.int32,), device=topk_ids.device)
         if expert_map.shape != (num_experts,):
@@ -159,23 +153,8 @@ def align_blocks(
         out = Blocks.empty(*size, topk_ids.device, weights_dtype=weights_dtype, whole_blocks=whole_blocks)
     else:
         _check_blocks(out, topk_ids, topk_weights, capacity, block_size)
-
-    if not config or not _runs_kernels(topk_ids):
-        reference.align_blocks(topk_ids, topk_weights, block_size, num_experts, expert_map, keep_remote, out)
-    else:
-        expert_map = None if expert_map is None else expert_map.contiguous()
-        regions = Regions(
-            out.sorted_token_ids,
-            out.weights,
-            num_regions,
-            block_size,
-            expert_ids=out.expert_ids,
-            num_tokens_post_padded=out.num_tokens_post_padded,
-            expert_map=None if keep_remote else expert_map,
-            labels=expert_map if keep_remote else None,
-            first_id=first_id,
-        )
-        _align_flat(topk_ids, topk_weights, regions, config)
+    given = (topk_ids, topk_weights, block_size, num_experts, expert_map, keep_remote)
+    ops.align_blocks(*given, out, implementation, run_config)
     return out
 
 
@@ -217,7 +196,7 @@ def align_offsets(
     """
     _check_topk(topk_ids, topk_weights)
     num_slots = topk_ids.numel()
-    config = _flat_config(topk_ids, num_experts, implementation, run_config)
+    _check_flat(num_experts, implementation, run_config)
     if check_ids:
         _check_ids(topk_ids, range(num_experts))
     if out is None:
@@ -226,11 +205,7 @@ def align_offsets(
     else:
         shapes = {"slots": (num_slots,), "offsets": (num_experts + 1,), "weights": (num_slots,)}
         _check_out(out, Offsets, topk_ids, topk_weights, **shapes)
-
-    if not config or not _runs_kernels(topk_ids):
-        reference.align_offsets(topk_ids, topk_weights, out)
-    else:
-        _align_flat(topk_ids, topk_weights, Regions(out.slots, out.weights, num_experts, offsets=out.offsets), config)
+    ops.align_offsets(topk_ids, topk_weights, out, implementation, run_config)
     return out
 
 
@@ -265,42 +240,19 @@ def schedule_blocks(counts: torch.Tensor, num_slots: int, block_size: int) -> to
     _check_positive("block_size", block_size)
     capacity = schedule_capacity(num_slots, len(counts), block_size)
     out = torch.empty((capacity, 3), dtype=torch.int32, device=counts.device)
-    if _runs_kernels(counts):
-        with _on_device_of(counts):
-            schedule.schedule_blocks(counts.contiguous(), block_size, out)
-    else:
-        reference.schedule_blocks(counts, block_size, out)
+    ops.schedule_blocks(counts, block_size, out)
     return out
 
 
-def _flat_config(topk_ids: torch.Tensor, num_experts: int, implementation: Any, run_config: Any) -> RunConfig:
-    """Check what the flat layouts have in common; their launch configuration, empty for the reference."""
+def _check_flat(num_experts: Any, implementation: Any, run_config: Any) -> None:
+    """Check what the flat layouts have in common."""
     _check_positive("num_experts", num_experts)
     if num_experts > MAX_TILE:
         raise ValueError(f"num_experts: expected at most {MAX_TILE}, got {num_experts}")
     if implementation not in ("deterministic", "reference"):
         raise ValueError(f"implementation: expected 'deterministic' or 'reference', got {implementation!r}")
-    return run_config_for(implementation, run_config, topk_ids.numel(), num_experts, gpu_name(topk_ids.device))
-
-
-def _align_flat(topk_ids: torch.Tensor, topk_weights: torch.Tensor | None, regions: Regions, config: RunConfig) -> None:
-    launch = STRATEGIES[config["strategy"]].align_flat
-    assert launch is not None, config
-    with _on_device_of(topk_ids):
-        weights = None if topk_weights is None else topk_weights.contiguous()
-        launch(topk_ids.contiguous(), weights, regions, config)
-
-
-def _runs_kernels(tensor: torch.Tensor) -> bool:
-    """Whether the kernels can read ``tensor``."""
-    return tensor.is_cuda or kernels.INTERPRETED
-
-
-def _on_device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Triton launches on the current device, which need not be the tensor's."""
-    if tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
-        return torch.cuda.device(tensor.device)
-    return contextlib.nullcontext()
+    if run_config is not None:
+        checked_run_config(implementation, run_config)
 
 
 def _check_int(name: str, value: Any) -> None:
