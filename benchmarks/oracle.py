@@ -82,6 +82,45 @@ def difference(
     return None
 
 
+def flat_difference(
+    flat: Any, topk_ids: torch.Tensor, topk_weights: torch.Tensor | None, num_experts: int, block_size: int | None
+) -> str | None:
+    """How a flat layout differs from what it must be, None if it does not.
+
+    Args:
+        flat: offsets, or blocks of ``block_size`` slots, as `moe_align` returns them.
+        topk_ids, topk_weights: its input; weights are None if it has none.
+        num_experts: experts of the call.
+        block_size: slots of a block; None for offsets.
+    """
+    import torch
+
+    placed = place(topk_ids, num_experts)
+    num_slots, device = topk_ids.numel(), topk_ids.device
+    sizes = placed.counts if block_size is None else -(-placed.counts // block_size) * block_size
+    ends = sizes.cumsum(0)
+    places = (ends - sizes)[placed.experts] + placed.ranks
+    slots = torch.full((len(flat[0]),), num_slots, device=device)
+    slots[places] = placed.slots
+    if block_size is None:
+        expected = {"slots": slots, "offsets": torch.nn.functional.pad(ends, (1, 0))}
+    else:
+        experts = torch.arange(num_experts, device=device).repeat_interleave(sizes // block_size)
+        labels = torch.full((len(flat.expert_ids),), -1, device=device)
+        labels[: len(experts)] = experts
+        expected = {"sorted_token_ids": slots, "expert_ids": labels, "num_tokens_post_padded": ends[-1:]}
+    if topk_weights is not None:
+        expected["weights"] = torch.zeros(len(slots), device=device, dtype=topk_weights.dtype)
+        expected["weights"][places] = topk_weights.reshape(-1)[placed.slots]
+    for name, want in expected.items():
+        got = getattr(flat, name)
+        wrong = (got != want).nonzero()
+        if len(wrong):
+            at = int(wrong[0])
+            return f"{name}[{at}] is {got[at].item()}, expected {want[at].item()} ({len(wrong)} differ)"
+    return None
+
+
 def layer_output(x: torch.Tensor, w: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
     """The sum over a token's experts of ``weight * x @ w[expert]``, float32, expert by expert."""
     import torch

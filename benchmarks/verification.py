@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import subprocess
@@ -23,6 +24,7 @@ _SENTINEL = -7
 _GUARD = 1024
 #: Tokens, top_k, experts: nothing, one slot, around a tile of 128, primes, experts not a power of two.
 _SIZES = [(0, 2, 5), (1, 1, 1), (3, 3, 5), (127, 1, 8), (64, 2, 7), (43, 3, 33), (64, 8, 257), (331, 8, 128)]
+_FLAT_SIZES = _SIZES[:6]
 #: Counts, slots, block size: nothing, empty experts, full and partial blocks, more slots than announced.
 _SCHEDULES = [([0, 0, 0], 0, 4), ([3, 0, 8, 1, 0], 12, 4), ([0] * 37 + [130], 130, 16), ([9, 9], 5, 2)]
 #: Numbers of experts that EXPERT_BLOCK does not divide: the last program owns fewer.
@@ -35,66 +37,140 @@ _PARTIAL_BLOCKS = [
 
 def comparisons(device: str) -> Iterator[tuple[str, str | None]]:
     """Compare the installed package with the oracle on ``device``, buffers filled with a sentinel first."""
+    return ((what, compare()) for what, compare in cases(device))
+
+
+def cases(device: str) -> Iterator[tuple[str, Callable[[], str | None]]]:
+    """What is compared, and the call that compares it: the difference, None if there is none."""
     import torch
 
-    from moe_align import Rows, align_rows, schedule_blocks
-
-    def compare(
-        what: str,
-        ids: torch.Tensor,
-        num_experts: int,
-        implementation: str,
-        dtype: torch.dtype = torch.float32,
-        **options: object,
-    ) -> str | None:
-        generator = torch.Generator(device).manual_seed(len(what))
-        topk_weights = torch.rand(ids.shape, generator=generator, device=device).to(dtype)
-        # Between guards, so that a write past the end lands where it is seen.
-        buffers, out = [], Rows.empty(num_experts, ids.numel(), topk_weights.dtype, topk_weights.device)
-        for name, tensor in out._asdict().items():
-            buffers.append(torch.full((tensor.numel() + 2 * _GUARD,), _SENTINEL, dtype=tensor.dtype, device=device))
-            out = out._replace(**{name: buffers[-1][_GUARD:-_GUARD].view(tensor.shape)})
-        align_rows(ids, topk_weights, num_experts, out=out, implementation=implementation, **options)
-        for name, buffer in zip(out._fields, buffers, strict=True):
-            if bool((buffer[:_GUARD] != _SENTINEL).any() | (buffer[-_GUARD:] != _SENTINEL).any()):
-                return f"written outside {name}"
-        ordered = implementation != "atomic"
-        return oracle.difference(out, ids, topk_weights, ordered=ordered, untouched=_SENTINEL)
+    import moe_align
 
     for num_experts, run_config in _PARTIAL_BLOCKS:
-        what = f"deterministic, {num_experts} experts, {run_config}"
         ids = _ids_past_the_experts(num_experts, run_config["EXPERT_BLOCK"], device)
-        yield what, compare(what, ids, num_experts, "deterministic", run_config=run_config)
+        what = f"deterministic, {num_experts} experts, {run_config}"
+        yield _rows_case(what, ids, num_experts, "deterministic", run_config=run_config)
 
     configurations = [(name, {}) for name in ("reference", "deterministic", "atomic")]
     configurations += [("deterministic", {"run_config": {"strategy": name}}) for name in _strategies()]
     for implementation, options in configurations:
+        who = " ".join([implementation, *options.get("run_config", {}).values()])
         routed = {routing: route(Model(60, 4), 600, routing, device)[0] for routing in ("one expert", "zipf")}
         # Four neighbouring slots alike.
         routed["one expert a token"] = torch.arange(600, device=device)[:, None].expand(600, 4) % 60
         for routing, ids in routed.items():
-            what = f"{_described(implementation, options)}, {routing}"
-            yield what, compare(what, ids, 60, implementation, **options)
-        for num_tokens, top_k, num_experts in _SIZES:
-            generator = torch.Generator(device).manual_seed(num_tokens)
-            # Ids from -2 to num_experts + 1: duplicates in a row, and ids outside the range.
-            ids = torch.randint(-2, num_experts + 2, (num_tokens, top_k), generator=generator, device=device)
+            yield _rows_case(f"{who}, {routing}", ids, 60, implementation, **options)
+        for shape in _SIZES:
+            ids = _random_ids(*shape, device)
             # Ids that only look like experts in their lower 32 bits.
             wide = ids + 2**32 * (ids % 3 == 0)
             for typed in (ids.int(), ids.long(), wide.long()):
-                shape = f"{num_tokens} x {top_k} {typed.dtype} of {num_experts} experts"
-                what = f"{_described(implementation, options)}, {shape}"
-                yield what, compare(what, typed, num_experts, implementation, **options)
+                what = f"{who}, {_described(typed, shape[2])}"
+                yield _rows_case(what, typed, shape[2], implementation, **options)
+            # The atomic baseline has rows only, and commits before the other layouts have no more.
+            if shape in _FLAT_SIZES and implementation != "atomic" and hasattr(moe_align, "align_blocks"):
+                for block_size in (None, 16):
+                    layout = "offsets" if block_size is None else f"blocks of {block_size}"
+                    what = f"{who}, {layout}, {_described(ids, shape[2])}"
+                    yield what, functools.partial(_compare_flat, ids, shape[2], block_size, implementation, **options)
         for dtype in (torch.float16, torch.bfloat16):
             ids, _ = route(Model(33, 3), 43, "uniform", device)
-            what = f"{_described(implementation, options)}, {dtype} weights"
-            yield what, compare(what, ids, 33, implementation, dtype, **options)
+            yield _rows_case(f"{who}, {dtype} weights", ids, 33, implementation, dtype, **options)
     for counts, num_slots, block_size in _SCHEDULES:
-        given = torch.tensor(counts, dtype=torch.int32, device=device)
-        scheduled = schedule_blocks(given, num_slots, block_size).tolist()
-        expected = oracle.schedule(counts, block_size, len(scheduled))
         what = f"schedule of {counts} in blocks of {block_size}"
-        yield what, None if scheduled == expected else f"got {scheduled}, expected {expected}"
+        yield what, functools.partial(_compare_schedule, counts, num_slots, block_size, device)
+
+
+def _rows_case(what: str, *arguments: Any, **options: Any) -> tuple[str, Callable[[], str | None]]:
+    return what, functools.partial(_compare_rows, *arguments, **options)
+
+
+def _compare_rows(
+    ids: torch.Tensor, num_experts: int, implementation: str, dtype: torch.dtype | None = None, **options: object
+) -> str | None:
+    import torch
+
+    from moe_align import Rows, align_rows
+
+    topk_weights = _random_weights(ids).to(dtype or torch.float32)
+    guarded = _Guarded(Rows.empty(num_experts, ids.numel(), topk_weights.dtype, ids.device))
+    align_rows(ids, topk_weights, num_experts, out=guarded.out, implementation=implementation, **options)
+    ordered = implementation != "atomic"
+    return guarded.written_outside() or oracle.difference(
+        guarded.out, ids, topk_weights, ordered=ordered, untouched=_SENTINEL
+    )
+
+
+def _compare_flat(
+    ids: torch.Tensor, num_experts: int, block_size: int | None, implementation: str, **options: object
+) -> str | None:
+    """Compare blocks, or, without a block size, offsets."""
+    import torch
+
+    from moe_align import Blocks, Offsets, align_blocks, align_offsets
+
+    topk_weights = _random_weights(ids)
+    given: dict[str, Any] = {"topk_weights": topk_weights, "implementation": implementation, **options}
+    if block_size is None:
+        guarded = _Guarded(Offsets.empty(ids.numel(), num_experts, ids.device, weights_dtype=torch.float32))
+        align_offsets(ids, num_experts, out=guarded.out, **given)
+    else:
+        size = ids.numel(), num_experts, block_size
+        guarded = _Guarded(Blocks.empty(*size, ids.device, weights_dtype=torch.float32))
+        align_blocks(ids, block_size, num_experts, out=guarded.out, **given)
+    return guarded.written_outside() or oracle.flat_difference(guarded.out, ids, topk_weights, num_experts, block_size)
+
+
+def _compare_schedule(counts: list[int], num_slots: int, block_size: int, device: str) -> str | None:
+    import torch
+
+    from moe_align import schedule_blocks
+
+    given = torch.tensor(counts, dtype=torch.int32, device=device)
+    scheduled = schedule_blocks(given, num_slots, block_size).tolist()
+    expected = oracle.schedule(counts, block_size, len(scheduled))
+    return None if scheduled == expected else f"got {scheduled}, expected {expected}"
+
+
+class _Guarded:
+    """Outputs filled with a sentinel, each between guards, so that a write past the end lands where it is seen."""
+
+    def __init__(self, out: Any) -> None:
+        import torch
+
+        self._buffers = {}
+        for name, tensor in out._asdict().items():
+            size = tensor.numel() + 2 * _GUARD
+            buffer = torch.full((size,), _SENTINEL, dtype=tensor.dtype, device=tensor.device)
+            self._buffers[name] = buffer
+            out = out._replace(**{name: buffer[_GUARD:-_GUARD].view(tensor.shape)})
+        self.out = out
+
+    def written_outside(self) -> str | None:
+        """Which output was written past its ends."""
+        for name, buffer in self._buffers.items():
+            if bool((buffer[:_GUARD] != _SENTINEL).any() | (buffer[-_GUARD:] != _SENTINEL).any()):
+                return f"written outside {name}"
+        return None
+
+
+def _random_ids(num_tokens: int, top_k: int, num_experts: int, device: str) -> torch.Tensor:
+    """Ids from -2 to num_experts + 1: duplicates in a row, and ids outside the range."""
+    import torch
+
+    generator = torch.Generator(device).manual_seed(num_tokens)
+    return torch.randint(-2, num_experts + 2, (num_tokens, top_k), generator=generator, device=device)
+
+
+def _random_weights(ids: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    generator = torch.Generator(ids.device).manual_seed(ids.numel())
+    return torch.rand(ids.shape, generator=generator, device=ids.device)
+
+
+def _described(ids: torch.Tensor, num_experts: int) -> str:
+    return f"{len(ids)} x {ids.shape[1]} {ids.dtype} of {num_experts} experts"
 
 
 def _strategies() -> list[str]:
@@ -102,10 +178,6 @@ def _strategies() -> list[str]:
     from moe_align import strategy
 
     return strategy.strategies("deterministic") if hasattr(strategy, "strategies") else []
-
-
-def _described(implementation: str, options: dict[str, Any]) -> str:
-    return " ".join([implementation, *options.get("run_config", {}).values()])
 
 
 def stores() -> Iterator[tuple[str, str | None]]:
@@ -167,6 +239,9 @@ class OnGpu:
         assert_installed()
         if not torch.cuda.is_available():
             return Unavailable("needs a CUDA GPU, and torch sees none")
+        from benchmarks import compiling
+
+        compiling.ahead()
         with interpreted("stores") as interpreter:
             return verify(comparisons("cuda")) + interpreter()
 
@@ -197,12 +272,9 @@ def interpreted(*what: str) -> Iterator[Callable[[], Verified]]:
     Raises:
         VerificationError: by that function, if there was a difference or the process failed.
     """
-    import moe_align
-
-    roots = [str(Path(file).resolve().parents[1]) for file in (__file__, moe_align.__file__)]
-    environ = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(roots)}
     command = [sys.executable, "-m", __name__, *what]
-    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environ(TRITON_INTERPRET="1"), **pipes) as child:
 
         def finish() -> Verified:
             output, errors = child.communicate()
@@ -211,6 +283,14 @@ def interpreted(*what: str) -> Iterator[Callable[[], Verified]]:
             return Verified(int(output))
 
         yield finish
+
+
+def environ(**variables: str) -> dict[str, str]:
+    """The environment of a process that imports the same package and the same suites."""
+    import moe_align
+
+    roots = [str(Path(file).resolve().parents[1]) for file in (__file__, moe_align.__file__)]
+    return {**os.environ, **variables, "PYTHONPATH": os.pathsep.join(roots)}
 
 
 if __name__ == "__main__":

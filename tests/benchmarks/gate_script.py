@@ -25,7 +25,7 @@ def mistake(file, *edits):
 
 
 SCAN, SIFT, TILES = "kernels/scan.py", "kernels/sift.py", "kernels/tiles.py"
-ATOMIC, REFERENCE = "kernels/atomic.py", "reference.py"
+ATOMIC, REFERENCE, REGIONS = "kernels/atomic.py", "reference.py", "kernels/regions.py"
 IMPLEMENTATIONS = {ATOMIC: "atomic", REFERENCE: "reference"}
 _IDS = "ids = tl.load(topk_ids_ptr + slots, mask=slots < num_slots, other=-1)"
 _CLAMPED = "ids = tl.where(slots < num_slots, tl.minimum(tl.maximum(ids, 0), num_experts - 1), -1)"
@@ -73,6 +73,19 @@ MUTANTS = {
     "tiles-ids-not-dropped": mistake(TILES, ("tl.minimum(first + BINS, num_experts)", "first + BINS")),
     "atomic-weights-of-slot-0": mistake(ATOMIC, (_WEIGHTS, _WEIGHTS.replace("slots", "slots * 0"))),
     "atomic-ids-not-dropped": mistake(ATOMIC, (_IDS, f"{_IDS}\n    {_CLAMPED}")),
+    "regions-one-too-far": mistake(
+        REGIONS, ("tl.store(flat.offsets + experts, starts,", "tl.store(flat.offsets + experts, starts + 1,")
+    ),
+    "regions-padding-not-written": mistake(REGIONS, ("padding = ranks < sizes[:, None]", "padding = ranks < 0")),
+    "regions-tail-not-written": mistake(
+        REGIONS, ("tl.store(slots_ptr + places, num_slots, mask=places < flat.capacity)", "pass")
+    ),
+    "regions-labels-of-the-next-expert": mistake(
+        REGIONS, ("labels = experts + flat.FIRST_ID", "labels = experts + flat.FIRST_ID + 1")
+    ),
+    "regions-of-ids-outside-the-range": mistake(
+        REGIONS, ("(ids < tl.minimum(first + flat.BINS, num_experts))", "(ids < first + flat.BINS)")
+    ),
     "reference-order-reversed": mistake(REFERENCE, (".nonzero().squeeze(1)", ".nonzero().squeeze(1).flip(0)")),
 }
 
@@ -101,16 +114,22 @@ def verdict(mutant, folder):
 
         assert moe_align.__file__.startswith(str(folder))
         # The interpreter is slow: kernels in which there is no mistake are not run.
-        real, wrong = moe_align.align_rows, IMPLEMENTATIONS.get(mutant.file, "deterministic")
-        strategy = Path(mutant.file).stem
+        wrong, strategy = IMPLEMENTATIONS.get(mutant.file, "deterministic"), Path(mutant.file).stem
 
-        def align_rows(*arguments, implementation, run_config=None, **keywords):
-            named = (run_config or {}).get("strategy", "scan")
-            if implementation == wrong and (wrong != "deterministic" or named == strategy):
-                return real(*arguments, implementation=implementation, run_config=run_config, **keywords)
-            return real(*arguments, implementation="reference", **keywords)
+        def only_the_mistake(name):
+            real = getattr(moe_align, name)
 
-        moe_align.align_rows = align_rows
+            def align(*arguments, implementation="deterministic", run_config=None, **keywords):
+                named = (run_config or {}).get("strategy", "scan")
+                regions = mutant.file == REGIONS and name != "align_rows"
+                if implementation == wrong and (wrong != "deterministic" or named == strategy or regions):
+                    return real(*arguments, implementation=implementation, run_config=run_config, **keywords)
+                return real(*arguments, implementation="reference", **keywords)
+
+            setattr(moe_align, name, align)
+
+        for name in ("align_rows", "align_blocks", "align_offsets"):
+            only_the_mistake(name)
         try:
             verify(verification.comparisons("cpu"))
         except Exception as error:

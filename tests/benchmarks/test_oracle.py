@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+import moe_align
 from benchmarks import oracle
 from moe_align import Rows
 from tests.moe_align import oracle as loops
@@ -145,3 +146,38 @@ def test_what_lies_beyond_the_counts_is_looked_at_only_if_it_is_known():
     rows = rows_by_loops(TOPK_IDS, topk_weights, 4)
     rows.slot_index[2, 0] = 5
     assert oracle.difference(rows, TOPK_IDS, topk_weights) is None
+
+
+@each_case
+@pytest.mark.parametrize("block_size", [None, 1, 4])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_the_right_flat_layout_does_not_differ(case, block_size, weighted):
+    topk_ids = case.tensor("cpu")
+    topk_weights = weights_of(topk_ids) if weighted else None
+    flat = flat_of(topk_ids, topk_weights, case.num_experts, block_size)
+    assert oracle.flat_difference(flat, topk_ids, topk_weights, case.num_experts, block_size) is None
+
+
+@pytest.mark.parametrize(
+    ("block_size", "field"),
+    [
+        *((None, name) for name in ("slots", "offsets", "weights")),
+        *((4, name) for name in ("sorted_token_ids", "expert_ids", "num_tokens_post_padded", "weights")),
+    ],
+)
+def test_damage_of_a_flat_layout_is_found(block_size, field):
+    topk_ids = torch.tensor([[2, 0], [1, 2], [-1, 2]])
+    topk_weights = weights_of(topk_ids)
+    whole = flat_of(topk_ids, topk_weights, 3, block_size)
+    for at in range(len(getattr(whole, field))):
+        flat = flat_of(topk_ids, topk_weights, 3, block_size)
+        getattr(flat, field)[at] += 1
+        difference = oracle.flat_difference(flat, topk_ids, topk_weights, 3, block_size)
+        assert difference.startswith(f"{field}[{at}] is "), difference
+
+
+def flat_of(topk_ids, topk_weights, num_experts, block_size):
+    given = {"topk_weights": topk_weights, "implementation": "reference"}
+    if block_size is None:
+        return moe_align.align_offsets(topk_ids, num_experts, **given)
+    return moe_align.align_blocks(topk_ids, block_size, num_experts, **given)

@@ -7,10 +7,12 @@ import re
 
 import asv_bench_gpu
 import pytest
+from asv_bench_gpu.verification import Verified
 from asv_runner.benchmarks import benchmark_types
 
 import benchmarks
-from benchmarks import order, shapes
+import moe_align
+from benchmarks import flat, order, shapes
 from tests.tracking import processes
 
 assert asv_bench_gpu.__version__  # imported for the benchmark types it brings
@@ -48,6 +50,7 @@ def test_there_are_suites():
         "order.Rows",
         "order.Skew",
         "order.Empty",
+        "flat.Layouts",
         "host.Call",
         "codegen.Kernels",
         "witness.FusedMoe",
@@ -185,3 +188,22 @@ def test_a_suite_finds_the_example_beside_it(tmp_path):
         str(processes.ROOT / "examples" / "fused_moe.py"),
         "(5, 16) (5, 16) (3, 16, 16)\n",
     ]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", flat.BLOCK_SIZES)
+def test_a_flat_layout_is_measured_and_checked(layout):
+    suite, arguments = flat.Layouts(), (Verified(1), layout, "Qwen3 MoE (128, 8)", 16)
+    suite.setup(*arguments)
+    suite.reallocate(*arguments)
+    with pytest.raises(AssertionError):
+        suite.check(*arguments)
+    suite.gputime_layout(*arguments)
+    suite.check(*arguments)
+    suite.teardown(*arguments)
+
+
+def test_a_commit_without_flat_layouts_has_no_figure(monkeypatch):
+    monkeypatch.delattr(moe_align, "align_blocks")
+    with pytest.raises(NotImplementedError, match="rows only"):
+        flat.Layouts().setup(Verified(1), "offsets", "Qwen3 MoE (128, 8)", 16)

@@ -8,7 +8,7 @@ import pytest
 from asv_bench_gpu import inherit
 from asv_bench_gpu.verification import Unavailable
 
-from benchmarks import verification
+from benchmarks import compiling, verification
 from tests.benchmarks import gate_script
 from tests.tracking import processes
 
@@ -50,6 +50,11 @@ def verdicts(tmp_path_factory):
         pytest.param("tiles-ids-not-dropped", "deterministic tiles, ", id="tiles-ids-not-dropped"),
         pytest.param("atomic-weights-of-slot-0", "atomic, ", id="atomic-weights-of-another-slot"),
         pytest.param("atomic-ids-not-dropped", "atomic, ", id="atomic-ids-not-dropped"),
+        pytest.param("regions-one-too-far", "offsets[0] is 1, expected 0", id="regions-one-too-far"),
+        pytest.param("regions-padding-not-written", "sorted_token_ids[", id="regions-padding-not-written"),
+        pytest.param("regions-tail-not-written", "slots[0] is -7", id="regions-tail-not-written"),
+        pytest.param("regions-labels-of-the-next-expert", "expert_ids[0] is 1, expected 0", id="regions-labels"),
+        pytest.param("regions-of-ids-outside-the-range", "slots[6] is -7", id="regions-ids-outside-the-range"),
         pytest.param("reference-order-reversed", "slot_index[", id="reference-order-reversed"),
     ],
 )
@@ -145,6 +150,7 @@ def test_suites_fail_when_a_comparison_does(monkeypatch, suite):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(compiling, "ahead", lambda: None)
     monkeypatch.setattr(verification, "comparisons", lambda device: [(f"on {device}", "differs")])
     device = "cuda" if suite is verification.OnGpu else "cpu"
     with pytest.raises(verification.VerificationError, match=f"on {device}: differs"):

@@ -1,0 +1,99 @@
+import functools
+import itertools
+import shutil
+
+import pytest
+import triton
+
+import moe_align
+from benchmarks import compiling, flat
+from benchmarks.shapes import MODELS, TOKENS
+from tests.tracking import processes
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Commands of the processes that would have been started."""
+    commands = []
+
+    class Process:
+        def __init__(self, command, **options):
+            assert options["env"]["PYTHONPATH"]
+            commands.append(command)
+
+        def wait(self):
+            return 1  # what a share cannot compile is not its business
+
+    monkeypatch.setattr(compiling.subprocess, "Popen", Process)
+    monkeypatch.setattr(compiling.os, "cpu_count", lambda: 3)
+    return commands
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 7])
+def test_shares_make_every_call_once(monkeypatch, number):
+    made = []
+    monkeypatch.setattr(
+        compiling.verification,
+        "cases",
+        lambda device: ((name, functools.partial(made.append, name)) for name in "abcde"),
+    )
+    monkeypatch.setattr(compiling, "suite_calls", lambda device: iter([lambda: made.append("f")]))
+    for share in range(number):
+        compiling.launch_share("cpu", share, number)
+    assert sorted(made) == list("abcdef")
+
+
+def test_a_call_that_fails_does_not_end_a_share(monkeypatch):
+    made = []
+    cases = [("wrong", lambda: 1 / 0), ("right", lambda: made.append("right"))]
+    monkeypatch.setattr(compiling.verification, "cases", lambda device: iter(cases))
+    monkeypatch.setattr(compiling, "suite_calls", lambda device: iter([]))
+    compiling.launch_share("cpu", 0, 1)
+    assert made == ["right"]
+
+
+def test_every_shape_of_the_suites_is_called(monkeypatch):
+    called = {"align_rows": [], "align_blocks": [], "align_offsets": []}
+    for name, calls in called.items():
+        record = lambda ids, *arguments, calls=calls, **options: calls.append((*ids.shape, *options.values()))  # noqa: E731
+        monkeypatch.setattr(moe_align, name, record)
+    for call in compiling.suite_calls("cpu"):
+        call()
+    rows = itertools.product(MODELS.values(), TOKENS, ["deterministic", "atomic"])
+    assert called["align_rows"] == [(tokens, model.top_k, name) for model, tokens, name in rows]
+    layouts, models, tokens = flat.Layouts.params
+    shapes = [(num_tokens, MODELS[model].top_k) for model, num_tokens in itertools.product(models, tokens)]
+    assert called["align_offsets"] == shapes
+    assert called["align_blocks"] == shapes * (len(layouts) - 1)
+
+
+def test_a_commit_without_flat_layouts_has_the_rows(monkeypatch):
+    monkeypatch.delattr(moe_align, "align_blocks")
+    assert len(list(compiling.suite_calls("cpu"))) == 2 * len(MODELS) * len(TOKENS)
+
+
+def test_one_process_a_core_once_a_package(cache, started):
+    compiling.ahead("cpu")
+    assert [command[-3:] for command in started] == [["cpu", str(share), "3"] for share in range(3)]
+    compiling.ahead("cpu")
+    assert len(started) == 3
+
+
+def test_another_package_is_compiled_anew(cache, started, tmp_path, monkeypatch):
+    compiling.ahead("cpu")
+    changed = shutil.copytree(processes.ROOT / "src" / "moe_align", tmp_path / "moe_align")
+    (changed / "kernels" / "scan.py").write_text("")
+    monkeypatch.setattr(moe_align, "__file__", str(changed / "__init__.py"))
+    compiling.ahead("cpu")
+    assert len(started) == 6
+
+
+def test_a_share_is_a_command():
+    path = [processes.ROOT / "src", processes.ROOT]
+    assert processes.output("-m", "benchmarks.compiling", "cpu", "0", "10000", path=path) == ""
