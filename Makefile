@@ -25,7 +25,7 @@ report: setup
 
 test: setup
 	$(PYTEST) -m alone
-	$(PYTEST) -n auto -m "not alone"
+	$(PYTEST) -n auto --dist loadgroup -m "not alone"
 
 check: lint types doctest test
 

@@ -27,6 +27,21 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "interpreter: looks into Triton's interpreter, so not on a GPU")
 
 
+#: Fixtures that take long to make and serve many tests: these go to one worker, because the others would only wait.
+_SHARED_FIXTURES = ("verdicts", "generated", "part")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        for fixture in set(_SHARED_FIXTURES).intersection(item.fixturenames):
+            # Parts of "generated" are made one by one.
+            part = item.callspec.params.get("part", "") if hasattr(item, "callspec") else ""
+            item.add_marker(pytest.mark.xdist_group(f"{fixture} of {item.path.stem} {part}"))
+
+
 def pytest_report_header():
     if torch is None:
         return "kernels: not run, torch is not installed"
