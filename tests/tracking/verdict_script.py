@@ -79,8 +79,10 @@ MUTANTS = {
     "undecided-hides-a-fail": (
         ('"fail" if "fail" in verdicts else', '"fail" if "fail" in verdicts and "undecided" not in verdicts else'),
     ),
-    "not-a-number-accepted": (("not 0 < _number(where, seconds) < math.inf:", "_number(where, seconds) <= 0:"),),
-    "zero-accepted": (("not 0 < _number(where, seconds) < math.inf:", "not 0 <= _number(where, seconds) < math.inf:"),),
+    "not-a-number-accepted": (
+        (" and 0 < _number(where, seconds) < math.inf", " and not _number(where, seconds) <= 0"),
+    ),
+    "zero-accepted": ((" and 0 < _number(where, seconds) < math.inf", " and 0 <= _number(where, seconds) < math.inf"),),
     "more-rounds-than-declared-accepted": (("if len(given) > max_rounds:", "if len(given) > max_rounds + 1:"),),
     "a-gate-that-cannot-fail-accepted": (("if to_fail[-1] < 0:", "if not to_fail:"),),
 }

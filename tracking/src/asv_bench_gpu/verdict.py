@@ -76,15 +76,15 @@ def judge(
     Likewise all ``low`` bounds hold together, while a ``high`` bound, and the pass of a row, holds by itself.
 
     Args:
-        pairs: benchmark -> (base_seconds, head_seconds) of each round. A key that one side lacks has None there.
-            Keys may differ in their number of rounds.
+        pairs: benchmark -> (base_seconds, head_seconds) of each round. A key that one side lacks has None there; what
+            is not a finite number above 0 counts as missing too. Keys may differ in their number of rounds.
         margin_percent: by how much head may be slower, at least 0.
         family_alpha: above 0, and 0.5 at most.
         max_rounds: the most rounds the comparison may ever have, chosen before the first: another number at a later
             look would be another test.
 
     Raises:
-        TypeError, ValueError: an argument is not as above; a time is not a finite number above 0; more rounds than
+        TypeError, ValueError: an argument is not as above, or a time is no number at all; more rounds than
             ``max_rounds``, or too few of those for so many keys ever to fail.
 
     >>> same, slower = [(2.0, 2.0)] * 15, [(2.0, 2.1)] * 15
@@ -170,6 +170,11 @@ def _number(name: str, value: float) -> float:
     return value
 
 
+def _figure(where: str, seconds: float | None) -> float | None:
+    """The time, if it is one: NaN, infinity, zero and less are what a broken clock says."""
+    return seconds if seconds is not None and 0 < _number(where, seconds) < math.inf else None
+
+
 def _ratios(key: str, given: Sequence[Pair], max_rounds: int) -> list[float]:
     """Head / base of the rounds that have both."""
     if not isinstance(given, Sequence):
@@ -181,10 +186,7 @@ def _ratios(key: str, given: Sequence[Pair], max_rounds: int) -> list[float]:
         where = f"pairs[{key!r}], round {number}"
         if not isinstance(pair, Sequence) or len(pair) != 2:
             raise TypeError(f"{where}: expected (base_seconds, head_seconds), got {pair!r}")
-        for seconds in pair:
-            if seconds is not None and not 0 < _number(where, seconds) < math.inf:
-                raise ValueError(f"{where}: expected finite numbers above 0, got {pair!r}")
-        base, head = pair
+        base, head = (_figure(where, seconds) for seconds in pair)
         if base is not None and head is not None:
             ratios.append(head / base)
     return ratios
