@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from benchmarks.verification import assert_installed, interpreted
+from benchmarks.verification import assert_installed, interpreted, verified_on_gpu
 
 #: What a kernel is called here, by its name in the package. Append-only, like the shapes.
 KERNELS = {
@@ -59,8 +59,13 @@ class Kernels:
     param_names = ["kernel", "target"]
 
     def setup_cache(self) -> dict[str, dict[str, int]]:
-        """Compile everything once, while the interpreter verifies the kernels: no GPU is needed for either."""
+        """Verify the kernels and compile everything; no GPU is needed for either, but one verifies faster."""
+        import torch
+
         assert_installed()
+        if torch.cuda.is_available():
+            verified_on_gpu()
+            return _compile_all()
         with interpreted("comparisons", "stores") as interpreter:
             compiled = _compile_all()
             interpreter()

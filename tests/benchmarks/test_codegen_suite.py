@@ -1,8 +1,10 @@
 import json
 
 import pytest
+import torch
 
 from benchmarks import codegen as suite
+from benchmarks import verification
 from tests.tracking import processes
 
 TARGETS = ["sm_80", "sm_90", "sm_100", "gfx942"]
@@ -95,3 +97,13 @@ def test_every_strategy_is_compiled_here(generated):
 
 def test_every_kernel_has_a_name_in_the_suite(generated):
     assert sorted(suite.KERNELS) == generated("atomic")["kernels"]
+
+
+def test_on_a_gpu_the_kernels_are_verified_there(monkeypatch):
+    def differs():
+        raise verification.VerificationError("on the GPU")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(suite, "verified_on_gpu", differs)
+    with pytest.raises(verification.VerificationError, match="on the GPU"):
+        suite.Kernels().setup_cache()

@@ -340,7 +340,8 @@ def test_another_run_is_refused_while_one_measures(tiny, monkeypatch):
             with pytest.raises(runner.UsageError, match="another asv-gpu run is under way"):
                 tiny.run()
         finally:
-            os.killpg(process.pid, signal.SIGINT)
+            # Not an interrupt, which a run in the background ignores.
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _is_locked(path):
