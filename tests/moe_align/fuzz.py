@@ -121,39 +121,53 @@ def restride(matrix: torch.Tensor, strides: str) -> torch.Tensor:
     return matrix
 
 
-class RowsMemory:
-    """The rows of one call between guards, what they must be, and whether they are."""
+def ranked(buckets: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Slots sorted stably by bucket, those of no bucket in one more past the last.
 
-    def __init__(self, call: Call, device: torch.device) -> None:
+    Returns:
+        The bucket, the slot and its rank in the bucket, in that order; and the counts of the ``number + 1`` buckets.
+    """
+    buckets, slots = torch.sort(torch.where((buckets >= 0) & (buckets < number), buckets, number), stable=True)
+    counts = torch.zeros(number + 1, dtype=torch.int64, device=buckets.device)
+    counts.scatter_add_(0, buckets, torch.ones_like(buckets))
+    ranks = torch.arange(len(slots), device=buckets.device) - (counts.cumsum(0) - counts)[buckets]
+    return buckets, slots, ranks, counts
+
+
+class Memory:
+    """The outputs of one call between guards."""
+
+    def __init__(self, call: Call, device: torch.device, outputs: list[tuple[tuple[int, ...], torch.dtype]]) -> None:
         self.call = call
-        self.num_slots = call.num_tokens * call.top_k
-        matrix = (call.num_experts, self.num_slots)
-        self.buffers, views = [], []
-        for shape, dtype in ((matrix, torch.int32), (matrix, call.weights_dtype), (matrix[:1], torch.int32)):
+        self.buffers, self.views = [], []
+        for shape, dtype in outputs:
             size = torch.Size(shape).numel()
             self.buffers.append(torch.full((size + 2 * GUARD,), SENTINEL, dtype=dtype, device=device))
-            views.append(self.buffers[-1][GUARD : GUARD + size].view(shape))
-        self.rows = Rows(*views)
-
-    def align(self, ids: torch.Tensor, weights: torch.Tensor) -> None:
-        """Make the call."""
-        align_rows(ids, weights, self.call.num_experts, out=self.rows, run_config=self.call.run_config)
+            self.views.append(self.buffers[-1][GUARD : GUARD + size].view(shape))
 
     def poison(self) -> None:
         """Forget what an earlier call wrote."""
         for buffer in self.buffers:
             buffer.fill_(SENTINEL)
 
+
+class RowsMemory(Memory):
+    """The rows of one call, what they must be, and whether they are."""
+
+    def __init__(self, call: Call, device: torch.device) -> None:
+        matrix = (call.num_experts, call.num_tokens * call.top_k)
+        outputs = [(matrix, torch.int32), (matrix, call.weights_dtype), (matrix[:1], torch.int32)]
+        super().__init__(call, device, outputs)
+
+    def align(self, ids: torch.Tensor, weights: torch.Tensor) -> None:
+        """Make the call."""
+        align_rows(ids, weights, self.call.num_experts, out=Rows(*self.views), run_config=self.call.run_config)
+
     def differs(self, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Whether anything is not what a stable sort says; a bool on the device, without synchronising."""
-        num_experts, num_slots = self.call.num_experts, self.num_slots
-        flat = ids.reshape(-1).long()
+        num_experts, num_slots = self.call.num_experts, ids.numel()
         # Dropped slots go to a row of their own, past the last.
-        flat = torch.where((flat >= 0) & (flat < num_experts), flat, num_experts)
-        experts, slots = torch.sort(flat, stable=True)
-        counts = torch.zeros(num_experts + 1, dtype=torch.int64, device=ids.device)
-        counts.scatter_add_(0, experts, torch.ones_like(experts))
-        ranks = torch.arange(num_slots, device=ids.device) - (counts.cumsum(0) - counts)[experts]
+        experts, slots, ranks, counts = ranked(ids.reshape(-1).long(), num_experts)
         places = GUARD + experts * num_slots + ranks
         differs = torch.zeros((), dtype=torch.bool, device=ids.device)
         for buffer, values in zip(self.buffers, (slots, weights.reshape(-1)[slots]), strict=False):
@@ -167,11 +181,10 @@ class RowsMemory:
         return differs | (self.buffers[2] != expected).any()
 
 
-class FlatMemory:
-    """Blocks or offsets of one call between guards, what they must be, and whether they are."""
+class FlatMemory(Memory):
+    """Blocks or offsets of one call, what they must be, and whether they are."""
 
     def __init__(self, call: Call, device: torch.device) -> None:
-        self.call = call
         num_slots = call.num_tokens * call.top_k
         experts = torch.arange(call.num_experts, device=device)
         self.expert_map = torch.where(experts % 2 == 1, (call.num_experts - experts) // 2, -1).int()
@@ -181,8 +194,7 @@ class FlatMemory:
             capacity = min(num_slots * call.block_size, num_slots + num_buckets * (call.block_size - 1))
             sizes = [(capacity, torch.int32), (-(-capacity // call.block_size), torch.int32), (1, torch.int32)]
         sizes.append((sizes[0][0], call.weights_dtype))
-        self.buffers = [torch.full((size + 2 * GUARD,), SENTINEL, dtype=dtype, device=device) for size, dtype in sizes]
-        self.views = [buffer[GUARD : len(buffer) - GUARD] for buffer in self.buffers]
+        super().__init__(call, device, [((size,), dtype) for size, dtype in sizes])
 
     def align(self, ids: torch.Tensor, weights: torch.Tensor) -> None:
         """Make the call."""
@@ -195,11 +207,6 @@ class FlatMemory:
             options["expert_map"] = self.expert_map
         options["keep_remote"] = call.expert_map in ("keep", "first")
         align_blocks(ids, call.block_size, call.num_experts, out=Blocks(*self.views), **options)
-
-    def poison(self) -> None:
-        """Forget what an earlier call wrote."""
-        for buffer in self.buffers:
-            buffer.fill_(SENTINEL)
 
     def differs(self, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Whether anything is not what a stable sort says; a bool on the device, without synchronising."""
@@ -216,13 +223,9 @@ class FlatMemory:
             labels = torch.arange(-1, self.call.num_experts, device=ids.device)
             flat = flat + 1
         # Dropped slots go to a bucket past the last, and from there to an element past the last.
-        flat = torch.where((flat >= 0) & (flat < len(labels)), flat, len(labels))
-        buckets, slots = torch.sort(flat, stable=True)
-        counts = torch.zeros(len(labels) + 1, dtype=torch.int64, device=ids.device)
-        counts.scatter_add_(0, buckets, torch.ones_like(buckets))
+        buckets, slots, ranks, counts = ranked(flat, len(labels))
         ends = ((counts + block_size - 1) // block_size * block_size)[:-1].cumsum(0)
         starts = torch.cat((torch.zeros_like(counts[:1]), ends))
-        ranks = torch.arange(len(slots), device=ids.device) - (counts.cumsum(0) - counts)[buckets]
         capacity = len(self.views[0])
         places = torch.where(buckets < len(labels), starts[buckets] + ranks, capacity)
         placed = torch.full((capacity + 1,), len(slots), device=ids.device)
