@@ -15,6 +15,14 @@ from tests.tracking import processes
 ROOT = processes.ROOT
 
 
+@pytest.fixture(autouse=True)
+def nothing_verified_yet():
+    """What another test of the process verified must not serve the next."""
+    verification.verified_on_gpu.cache_clear()
+    yield
+    verification.verified_on_gpu.cache_clear()
+
+
 @pytest.fixture(scope="module")
 def verdicts(tmp_path_factory):
     def make():
