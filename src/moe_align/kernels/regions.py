@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 
@@ -63,11 +62,6 @@ def argument(out: Regions, num_warps: int = 1, tile: int = _MIN_TILE) -> Flat:
         BINS=tl.constexpr(bins),
         TILE=tl.constexpr(max(tile, num_warps * _MIN_TILE)),
     )
-
-
-def all_registers(num_warps: int) -> dict[str, int]:
-    """Options of a launch whose programs count all slots: without them the compiler spills, to need fewer registers."""
-    return {"maxnreg": min(65536 // (32 * num_warps), 255)} if torch.version.hip is None else {}
 
 
 @triton.jit

@@ -27,6 +27,11 @@ from moe_align.layouts import Regions, Rows
 _ROW = 4
 
 
+def all_registers(num_warps: int) -> dict[str, int]:
+    """Launch options that let a program have all registers: else the compiler spills some, to make room for others."""
+    return {"maxnreg": min(65536 // (32 * num_warps), 255)} if torch.version.hip is None else {}
+
+
 @triton.jit
 def owned_by(ids, first, num_owned, EXPERT_BLOCK: tl.constexpr):
     """Whether each id is one of the ``num_owned`` experts from ``first`` on."""
@@ -133,7 +138,7 @@ def align_flat(
         run_config,
         FLAT=True,
         flat=regions.argument(out, num_warps, run_config["BLOCK_SIZE"]),
-        **regions.all_registers(num_warps),
+        **all_registers(num_warps),
     )
 
 

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 
 from moe_align.kernels import regions
-from moe_align.kernels.scan import owned_by
+from moe_align.kernels.scan import all_registers, owned_by
 from moe_align.layouts import Regions, Rows
 
 #: Slots of a chunk: 32 lanes, each with the ids of one 16-byte load.
@@ -390,7 +390,6 @@ def align_flat(
         {**run_config, "num_warps": num_warps},
         FLAT=True,
         flat=regions.argument(out, num_warps, topk_ids.numel()),
-        **regions.all_registers(num_warps),
     )
 
 
@@ -421,5 +420,6 @@ def _launch(
         HITS=run_config["HITS"],
         ONE_TILE=num_slots <= num_warps * chunks * CHUNK,
         num_warps=num_warps,
+        **all_registers(num_warps),
         **layout,
     )
