@@ -15,6 +15,7 @@ KERNELS = {
     "count_tiles_kernel": "tiles: count",
     "sum_tiles_kernel": "tiles: sum",
     "place_tiles_kernel": "tiles: place",
+    "align_rows_collect_kernel": "collect",
 }
 TARGETS = ["sm_80", "sm_90", "sm_100", "gfx942"]
 

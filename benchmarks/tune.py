@@ -55,6 +55,12 @@ def configurations(implementation: str, num_slots: int, num_experts: int) -> lis
             and num_slots / (warps * 128) <= 10
             and 32 <= num_experts // experts <= 512
         ]
+    if 1024 <= num_slots <= 32768 and num_experts > 256:
+        found += [
+            {"strategy": "collect", "EXPERT_BLOCK": experts, "num_warps": warps}
+            for experts, warps in itertools.product((4, 8), (4, 8, 16))
+            if 1 <= num_slots / (warps * 128) <= 16 and num_experts // experts >= 64
+        ]
     if num_slots >= 2048:
         found += [
             {
@@ -140,11 +146,16 @@ def main() -> None:
     parser.add_argument(
         "--implementations", nargs="+", default=["deterministic", "atomic"], help="what to tune; the rest is kept (all)"
     )
+    parser.add_argument(
+        "--experts", nargs="+", type=int, choices=EXPERTS, default=EXPERTS, metavar="E", help="likewise (all)"
+    )
     arguments = parser.parse_args()
 
     jobs = [
         (implementation, num_experts, num_slots, config)
-        for implementation, num_experts, num_slots in itertools.product(arguments.implementations, EXPERTS, SLOTS)
+        for implementation, num_experts, num_slots in itertools.product(
+            arguments.implementations, arguments.experts, SLOTS
+        )
         for config in configurations(implementation, num_slots, num_experts)
     ]
     with concurrent.futures.ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
@@ -154,11 +165,12 @@ def main() -> None:
     table: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     table |= {"gpu": gpu, "torch": torch.__version__, "triton": triton.__version__}
     for implementation in arguments.implementations:
-        rows = table[implementation] = []
-        for num_experts, num_slots in itertools.product(EXPERTS, SLOTS):
+        rows = {(row["num_experts"], row["num_slots"]): row for row in table.get(implementation, ())}
+        for num_experts, num_slots in itertools.product(arguments.experts, SLOTS):
             found = tune(implementation, num_experts, num_slots)
-            rows.append({"num_experts": num_experts, "num_slots": num_slots, **found})
-            print(implementation, json.dumps(rows[-1]), file=sys.stderr, flush=True)
+            row = rows[num_experts, num_slots] = {"num_experts": num_experts, "num_slots": num_slots, **found}
+            print(implementation, json.dumps(row), file=sys.stderr, flush=True)
+        table[implementation] = [rows[shape] for shape in sorted(rows)]
     file.write_text(json.dumps(table, indent=1) + "\n")
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
-from moe_align.kernels import atomic, scan, sift, tiles
+from moe_align.kernels import atomic, collect, scan, sift, tiles
 from moe_align.layouts import Regions, Rows
 
 #: Triton's limit on the elements of one tile.
@@ -60,6 +60,11 @@ def _default_sift(num_slots: int, num_experts: int) -> dict[str, int]:
     return {"EXPERT_BLOCK": expert_block, "HITS": 3, "num_warps": 16 if num_slots <= 8192 else 32}
 
 
+def _default_collect(num_slots: int, num_experts: int) -> dict[str, int]:
+    expert_block = min(max(triton.next_power_of_2(num_experts) // 128, 1), collect.MAX_EXPERT_BLOCK)
+    return {"EXPERT_BLOCK": expert_block, "num_warps": 8 if num_slots <= 4096 else 16}
+
+
 def _default_tiles(num_slots: int, num_experts: int) -> dict[str, int]:
     if num_slots <= 16384:
         return {"BLOCK_SIZE": 128, "STEPS": 1, "SUM_EXPERTS": 8, "num_warps": 4}
@@ -85,6 +90,12 @@ STRATEGIES = {
         sift.align_flat,
         {"EXPERT_BLOCK": sift.MAX_EXPERT_BLOCK, "HITS": 8, "num_warps": 32},
         _default_sift,
+    ),
+    "collect": Strategy(
+        collect.align_rows,
+        collect.align_flat,
+        {"EXPERT_BLOCK": collect.MAX_EXPERT_BLOCK, "num_warps": collect.MAX_WARPS},
+        _default_collect,
     ),
     "tiles": Strategy(
         tiles.align_rows,
@@ -115,8 +126,10 @@ def rule_of_thumb(implementation: str, num_slots: int, num_experts: int) -> RunC
         name = "atomic"
     elif num_slots <= 2048 or (num_experts <= 16 and num_slots <= 8192):
         name = "scan"
-    elif num_slots <= 16384 and 16 < num_experts <= 1024:
+    elif num_slots <= 16384 and 16 < num_experts <= 512:
         name = "sift"
+    elif num_slots <= 16384 and 512 < num_experts <= 1024:
+        name = "collect"
     else:
         name = "tiles"
     return {"strategy": name, **STRATEGIES[name].default(num_slots, num_experts)}

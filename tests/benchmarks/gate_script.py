@@ -24,7 +24,7 @@ def mistake(file, *edits):
     return Mutant(file, edits)
 
 
-SCAN, SIFT, TILES = "kernels/scan.py", "kernels/sift.py", "kernels/tiles.py"
+SCAN, SIFT, COLLECT, TILES = (f"kernels/{name}.py" for name in ("scan", "sift", "collect", "tiles"))
 ATOMIC, REFERENCE, REGIONS = "kernels/atomic.py", "reference.py", "kernels/regions.py"
 IMPLEMENTATIONS = {ATOMIC: "atomic", REFERENCE: "reference"}
 _IDS = "ids = tl.load(topk_ids_ptr + slots, mask=slots < num_slots, other=-1)"
@@ -63,6 +63,15 @@ MUTANTS = {
     ),
     "sift-counts-itself-among-many-hits": mistake(
         SIFT, ("tl.cumsum(units, axis=1) - units", "tl.cumsum(units, axis=1)")
+    ),
+    "collect-reverses-the-hits-of-a-lane": mistake(
+        COLLECT, ("tl.cumsum(ones, axis=1) - ones", "tl.cumsum(ones, axis=1, reverse=True) - ones")
+    ),
+    "collect-counts-itself": mistake(
+        COLLECT, ("((tl.cumsum(units, axis=0) - units) >> shift)", "(tl.cumsum(units, axis=0) >> shift)")
+    ),
+    "collect-places-only-the-first-of-a-long-list": mistake(
+        COLLECT, ("for start in tl.range(0, num_hits, LONG):", "for start in tl.range(0, LONG, LONG):")
     ),
     "tiles-keep-their-counts": mistake(
         TILES, ("sums[None, :] + tl.cumsum(counts, axis=0) - counts", "tl.cumsum(counts, axis=0)")

@@ -11,7 +11,7 @@ TARGETS = ["sm_80", "sm_90", "sm_100", "gfx942"]
 DTYPES = [f"{ids} {weights}" for ids in ("int32", "int64") for weights in ("float32", "float16", "bfloat16")]
 each_target = pytest.mark.parametrize("target", TARGETS)
 each_dtype = pytest.mark.parametrize("dtypes", DTYPES, ids=lambda dtypes: dtypes.replace(" ", "-"))
-DETERMINISTIC = ["scan", "sift", "tiles"]
+DETERMINISTIC = ["scan", "sift", "collect", "tiles"]
 FLAT = [
     "blocks",
     "blocks-weights",

@@ -53,6 +53,11 @@ def verdicts(tmp_path_factory):
         pytest.param("sift-forgets-the-earlier-hits-of-a-lane", "deterministic sift, ", id="sift-earlier-hits"),
         pytest.param("sift-takes-only-the-hits-loaded-ahead", "deterministic sift, ", id="sift-loaded-ahead"),
         pytest.param("sift-counts-itself-among-many-hits", "deterministic sift, one expert", id="sift-many-hits"),
+        pytest.param("collect-reverses-the-hits-of-a-lane", "deterministic collect, ", id="collect-reverses"),
+        pytest.param("collect-counts-itself", "deterministic collect, ", id="collect-itself"),
+        pytest.param(
+            "collect-places-only-the-first-of-a-long-list", "deterministic collect, one expert", id="collect-long-list"
+        ),
         pytest.param("tiles-keep-their-counts", "deterministic tiles, ", id="tiles-keep-their-counts"),
         pytest.param("tiles-reverse-a-step", "deterministic tiles, ", id="tiles-reverse-a-step"),
         pytest.param("tiles-ids-not-dropped", "deterministic tiles, ", id="tiles-ids-not-dropped"),

@@ -20,6 +20,7 @@ CONFIGURATIONS = {
     "scan-alone": {"strategy": "scan", "BLOCK_SIZE": 64, "EXPERT_BLOCK": 1, "num_warps": 1},
     "sift": {"strategy": "sift", "EXPERT_BLOCK": 4, "HITS": 2, "num_warps": 1},
     "sift-alone": {"strategy": "sift", "EXPERT_BLOCK": 1, "HITS": 1, "num_warps": 1},
+    "collect": {"strategy": "collect", "EXPERT_BLOCK": 4, "num_warps": 1},
     "tiles": {"strategy": "tiles", "BLOCK_SIZE": 32, "STEPS": 2, "num_warps": 1},
 }
 each_configuration = pytest.mark.parametrize("configuration", CONFIGURATIONS)

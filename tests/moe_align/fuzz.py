@@ -39,6 +39,8 @@ CONFIGURATIONS: list[dict[str, Any] | None] = [
     {"strategy": "sift", "EXPERT_BLOCK": 1, "HITS": 2, "num_warps": 1},
     {"strategy": "sift", "EXPERT_BLOCK": 2, "HITS": 1, "num_warps": 4},
     {"strategy": "sift", "EXPERT_BLOCK": 4, "HITS": 3, "num_warps": 16},
+    {"strategy": "collect", "EXPERT_BLOCK": 8, "num_warps": 1},
+    {"strategy": "collect", "EXPERT_BLOCK": 2, "num_warps": 16},
     {"strategy": "tiles", "BLOCK_SIZE": 32, "STEPS": 4, "num_warps": 1},
     {"strategy": "tiles", "BLOCK_SIZE": 128, "STEPS": 1, "SUM_EXPERTS": 2, "num_warps": 4},
 ]

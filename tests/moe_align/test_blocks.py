@@ -261,7 +261,7 @@ def test_weights_need_room():
 @each_model
 def test_real_models(device, num_tokens, num_experts, top_k, block_size):
     topk_ids = routed_ids(num_tokens, top_k, num_experts).to(device, torch.int32)
-    for strategy in (None, "scan", "sift", "tiles"):
+    for strategy in (None, "scan", "sift", "collect", "tiles"):
         run_config = None if strategy is None else {"strategy": strategy}
         check_blocks(topk_ids, block_size, num_experts, torch.bfloat16, run_config=run_config)
         expert_map = map_every_other(num_experts, device)
@@ -270,7 +270,7 @@ def test_real_models(device, num_tokens, num_experts, top_k, block_size):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("num_tokens", [3, 3000], ids="tokens={}".format)
-@pytest.mark.parametrize("strategy", ["scan", "sift", "tiles"])
+@pytest.mark.parametrize("strategy", ["scan", "sift", "collect", "tiles"])
 def test_thousands_of_experts(device, num_tokens, strategy):
     topk_ids = random_ids(num_tokens, 8, 4098).sub(1).to(device)
     check_blocks(topk_ids, 16, 4096, torch.float32, run_config={"strategy": strategy})

@@ -22,6 +22,7 @@ CONFIGURATIONS = {
     "chosen": {},
     "scan": {"strategy": "scan", "BLOCK_SIZE": 32, "EXPERT_BLOCK": 4},
     "sift": {"strategy": "sift", "EXPERT_BLOCK": 4, "HITS": 2, "num_warps": 1},
+    "collect": {"strategy": "collect", "EXPERT_BLOCK": 4, "num_warps": 1},
     "tiles": {"strategy": "tiles", "BLOCK_SIZE": 32, "STEPS": 2, "num_warps": 1},
 }
 
@@ -224,7 +225,7 @@ def test_device_need_not_be_the_current_one(strategy):
 
 
 @pytest.mark.gpu(gib=45)
-@pytest.mark.parametrize("strategy", ["sift", "tiles"], indirect=True)
+@pytest.mark.parametrize("strategy", ["sift", "collect", "tiles"], indirect=True)
 def test_more_than_two_to_the_31_elements(device, strategy):
     num_experts, num_slots, guard = 515, 2**22 + 5, 2**20
     assert num_experts * num_slots > 2**31

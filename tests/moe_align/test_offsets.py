@@ -109,7 +109,7 @@ def test_errors_say_what_was_expected_and_what_came(arguments, error, said):
 @each_model
 def test_real_models(device, num_tokens, num_experts, top_k):
     topk_ids = routed_ids(num_tokens, top_k, num_experts).to(device)
-    for strategy in (None, "scan", "sift", "tiles"):
+    for strategy in (None, "scan", "sift", "collect", "tiles"):
         run_config = None if strategy is None else {"strategy": strategy}
         check_offsets(topk_ids, num_experts, torch.bfloat16, run_config=run_config)
 

@@ -34,7 +34,7 @@ def implementation_of(strategy):
 
 
 def test_implementations_have_strategies_of_their_own():
-    assert strategies("deterministic") == ["scan", "sift", "tiles"]
+    assert strategies("deterministic") == ["scan", "sift", "collect", "tiles"]
     assert strategies("atomic") == ["atomic"]
     assert strategies("reference") == []
 
@@ -95,9 +95,9 @@ def test_options_without_a_strategy_are_those_of_the_scan():
 @pytest.mark.parametrize(
     ("implementation", "strategy", "expected"),
     [
-        ("deterministic", "atomic", "'scan' or 'sift' or 'tiles'"),
-        ("deterministic", "sort", "'scan' or 'sift' or 'tiles'"),
-        ("deterministic", None, "'scan' or 'sift' or 'tiles'"),
+        ("deterministic", "atomic", "'scan' or 'sift' or 'collect' or 'tiles'"),
+        ("deterministic", "sort", "'scan' or 'sift' or 'collect' or 'tiles'"),
+        ("deterministic", None, "'scan' or 'sift' or 'collect' or 'tiles'"),
         ("atomic", "scan", "'atomic'"),
         ("reference", "scan", "no strategy"),
     ],
@@ -130,7 +130,7 @@ def test_values_past_the_limits_are_refused(strategy):
     ("strategy", "name"),
     [
         *(("scan", name) for name in ("BLOCK_SIZE", "EXPERT_BLOCK", "num_warps")),
-        *(("sift", name) for name in ("EXPERT_BLOCK", "num_warps")),
+        *((strategy, name) for strategy in ("sift", "collect") for name in ("EXPERT_BLOCK", "num_warps")),
         *(("tiles", name) for name in ("BLOCK_SIZE", "STEPS", "SUM_EXPERTS", "num_warps")),
     ],
 )

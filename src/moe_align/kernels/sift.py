@@ -420,6 +420,7 @@ def _launch(
         HITS=run_config["HITS"],
         ONE_TILE=num_slots <= num_warps * chunks * CHUNK,
         num_warps=num_warps,
-        **all_registers(num_warps),
+        # With 32 warps there are but 64 registers each, and the compiler does better with fewer.
+        **(all_registers(num_warps) if num_warps < 32 else {}),
         **layout,
     )
