@@ -38,7 +38,7 @@ def align_blocks(
     run_config: RunConfig | None,
 ) -> None:
     """Fill blocks; see `moe_align.align_blocks`."""
-    config = _config(topk_ids, num_experts, implementation, run_config)
+    config = _config(topk_ids, num_experts, implementation, run_config, flat=True)
     if config is None:
         reference.align_blocks(topk_ids, topk_weights, block_size, num_experts, expert_map, keep_remote, out)
         return
@@ -67,7 +67,7 @@ def align_offsets(
 ) -> None:
     """Fill offsets; see `moe_align.align_offsets`."""
     num_experts = out.offsets.numel() - 1
-    config = _config(topk_ids, num_experts, implementation, run_config)
+    config = _config(topk_ids, num_experts, implementation, run_config, flat=True)
     if config is None:
         reference.align_offsets(topk_ids, topk_weights, out)
         return
@@ -89,10 +89,11 @@ def first_block_id(expert_map: torch.Tensor | None, keep_remote: bool) -> int:
 
 
 def _config(
-    topk_ids: torch.Tensor, num_experts: int, implementation: str, run_config: RunConfig | None
+    topk_ids: torch.Tensor, num_experts: int, implementation: str, run_config: RunConfig | None, flat: bool = False
 ) -> RunConfig | None:
     """The launch configuration; None if the reference serves the call."""
-    config = run_config_for(implementation, run_config, topk_ids.numel(), num_experts, gpu_name(topk_ids.device))
+    shape = topk_ids.numel(), num_experts, gpu_name(topk_ids.device)
+    config = run_config_for(implementation, run_config, *shape, flat=flat)
     return config if config and _runs_kernels(topk_ids) else None
 
 

@@ -41,6 +41,9 @@ class Strategy(NamedTuple):
 
 
 _ANY_VALUE = ("NUM_STAGE", "HITS")
+# In a flat layout every program of the strategies before tiles counts all slots of all experts. The tables are measured
+# for rows; up to so many slots, or slots * experts, they hold for the flat layouts too, and then it is always tiles.
+_FLAT_SLOTS, _FLAT_WORK = 4096, 2**19
 
 
 def _default_scan(num_slots: int, num_experts: int) -> dict[str, int]:
@@ -136,7 +139,9 @@ def rule_of_thumb(implementation: str, num_slots: int, num_experts: int) -> RunC
 
 
 @functools.lru_cache(maxsize=4096)
-def default_run_config(implementation: str, num_slots: int, num_experts: int, gpu: str | None = None) -> RunConfig:
+def default_run_config(
+    implementation: str, num_slots: int, num_experts: int, gpu: str | None = None, *, flat: bool = False
+) -> RunConfig:
     """The configuration for a shape: the one measured for its neighbour, or the rule of thumb.
 
     Args:
@@ -144,7 +149,10 @@ def default_run_config(implementation: str, num_slots: int, num_experts: int, gp
         num_slots: slots of the call.
         num_experts: experts of the call.
         gpu: torch's name of the GPU.
+        flat: for blocks or offsets rather than rows.
     """
+    if flat and num_slots > min(_FLAT_SLOTS, _FLAT_WORK // num_experts):
+        return {"strategy": "tiles", **_default_tiles(num_slots, num_experts)}
     tuned = _tuned(gpu).get(implementation)
     if not tuned:
         return rule_of_thumb(implementation, num_slots, num_experts)
@@ -214,7 +222,13 @@ def checked_run_config(implementation: str, run_config: Any) -> RunConfig:
 
 
 def run_config_for(
-    implementation: str, run_config: Any, num_slots: int, num_experts: int, gpu: str | None = None
+    implementation: str,
+    run_config: Any,
+    num_slots: int,
+    num_experts: int,
+    gpu: str | None = None,
+    *,
+    flat: bool = False,
 ) -> RunConfig:
     """The configuration of one call: the default for its shape, or the caller's options, completed by their strategy's.
 
@@ -224,6 +238,7 @@ def run_config_for(
         num_slots: slots of the call.
         num_experts: experts of the call.
         gpu: torch's name of the GPU.
+        flat: for blocks or offsets rather than rows.
 
     Raises:
         TypeError, ValueError: as `checked_run_config`.
@@ -231,7 +246,7 @@ def run_config_for(
     checked = checked_run_config(implementation, run_config) if run_config is not None else None
     if implementation == "reference":
         return {}
-    default = default_run_config(implementation, num_slots, num_experts, gpu)
+    default = default_run_config(implementation, num_slots, num_experts, gpu, flat=flat)
     if checked is None:
         return default
     if checked["strategy"] != default["strategy"]:

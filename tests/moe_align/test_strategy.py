@@ -5,7 +5,10 @@ import itertools
 import json
 
 import pytest
+import torch
 
+import moe_align
+from moe_align import dispatch
 from moe_align.strategy import (
     MAX_TILE,
     STRATEGIES,
@@ -64,6 +67,28 @@ def test_default_tiles_fit(implementation, gpu):
         config = run_config_for(implementation, None, num_slots, num_experts, gpu)
         tile = config.get("BLOCK_SIZE", 1) * config.get("EXPERT_BLOCK", 1)
         assert tile <= MAX_TILE, (num_slots, num_experts)
+
+
+@each_gpu
+def test_flat_layouts_are_divided_by_slots_before_counting_them_all_costs_more(gpu):
+    for num_slots, num_experts in SHAPES:
+        rows, flat = (default_run_config("deterministic", num_slots, num_experts, gpu, flat=flat) for flat in (0, 1))
+        assert run_config_for("deterministic", None, num_slots, num_experts, gpu, flat=True) == flat
+        if num_slots > 4096 or num_slots * num_experts >= 2**20:
+            assert flat["strategy"] == "tiles", (num_slots, num_experts)
+        if num_slots <= 4096 and num_slots * num_experts <= 2**19:
+            assert flat == rows, (num_slots, num_experts)
+
+
+@pytest.mark.parametrize("layout", ["blocks", "offsets"])
+def test_flat_layouts_ask_for_their_own_choice(monkeypatch, layout):
+    asked = []
+    real = dispatch.run_config_for
+    monkeypatch.setattr(dispatch, "run_config_for", lambda *given, flat: asked.append(flat) or real(*given, flat=flat))
+    ids = torch.zeros((2, 2), dtype=torch.int32)
+    moe_align.align_rows(ids, torch.zeros(2, 2), 4)
+    moe_align.align_blocks(ids, 4, 4) if layout == "blocks" else moe_align.align_offsets(ids, 4)
+    assert asked == [False, True]
 
 
 @each_implementation
