@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from asv_bench_gpu import cli, report, runner
+from asv_bench_gpu import cli, project, report, runner
 
 from tests.tracking.tiny_project import MACHINE
 
@@ -192,7 +192,7 @@ def test_usage_errors(call, ran, arguments, named):
 
 def test_usage_errors_of_the_runner(call, monkeypatch):
     def run(*_, **__):
-        raise runner.UsageError("COMMITS: 'a..a' is an empty range")
+        raise project.UsageError("COMMITS: 'a..a' is an empty range")
 
     monkeypatch.setattr(runner, "run", run)
     assert call("run", "a..a") == (2, "", "asv-gpu: COMMITS: 'a..a' is an empty range\n")

@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from asv_bench_gpu import cli, journal, runner
+from asv_bench_gpu import cli, journal, project, runner
 
 from tests.tracking.tiny_project import HOSTTIME, MACHINE, SUITE, TRACK
 
@@ -97,7 +97,7 @@ def test_a_machine_that_lost_its_gpu_is_refused(measured):
     path = measured.results / MACHINE / "machine.json"
     path.write_text(path.read_text().replace('"gpu": ""', '"gpu": "Some GPU"'))
     kept = path.read_text()
-    with pytest.raises(runner.UsageError, match="--machine: 'tiny-machine' has results of GPU 'Some GPU'"):
+    with pytest.raises(project.UsageError, match="--machine: 'tiny-machine' has results of GPU 'Some GPU'"):
         measured.run(rounds=3)
     assert path.read_text() == kept
     assert len(measured.rounds("first")) == 2
@@ -310,7 +310,7 @@ def damaged(measured):
 
 def test_a_damaged_journal_is_an_error_and_is_left_alone(damaged):
     before = damaged.journal_path("first").read_bytes()
-    with pytest.raises((ValueError, runner.UsageError), match=r"rounds\.jsonl, line 1"):
+    with pytest.raises((ValueError, project.UsageError), match=r"rounds\.jsonl, line 1"):
         damaged.run(rounds=3)
     assert damaged.journal_path("first").read_bytes() == before
 
@@ -327,7 +327,7 @@ def test_two_runs_at_once(tiny):
         fcntl.flock(held, fcntl.LOCK_EX)
         done = subprocess.run(tiny.command("first"), capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "asv-gpu: another asv-gpu run is under way in this checkout; wait for it to end\n"
+    assert done.stderr == "asv-gpu: another asv-gpu is measuring in this checkout; wait for it to end\n"
     assert tiny.run().exit_code == 0
 
 
@@ -337,7 +337,7 @@ def test_another_run_is_refused_while_one_measures(tiny, monkeypatch):
         lock = tiny.folder / ".asv" / "env" / "asv-gpu.lock"
         try:
             wait_for(lambda: lock.exists() and _is_locked(lock))
-            with pytest.raises(runner.UsageError, match="another asv-gpu run is under way"):
+            with pytest.raises(project.UsageError, match="another asv-gpu is measuring"):
                 tiny.run()
         finally:
             # Not an interrupt, which a run in the background ignores.
@@ -367,7 +367,7 @@ def _is_locked(path):
     ],
 )
 def test_unusable_commits(tiny, commits, message):
-    with pytest.raises(runner.UsageError, match=message):
+    with pytest.raises(project.UsageError, match=message):
         tiny.run(commits)
     assert not tiny.results.exists()
 
@@ -380,13 +380,13 @@ def test_unusable_commits(tiny, commits, message):
     ],
 )
 def test_unusable_bench(tiny, bench, message):
-    with pytest.raises(runner.UsageError, match=message):
+    with pytest.raises(project.UsageError, match=message):
         tiny.run(bench=bench)
 
 
 @pytest.mark.parametrize("machine", ["../elsewhere", ".hidden", "new\n"])
 def test_unusable_machine(tiny, machine):
-    with pytest.raises(runner.UsageError, match="--machine: expected letters"):
+    with pytest.raises(project.UsageError, match="--machine: expected letters"):
         runner.run(tiny.config, "first", machine=machine, rounds=1)
     assert sorted(path.name for path in tiny.folder.parent.iterdir()) == ["project"]
 
@@ -406,7 +406,7 @@ def test_exit_code_and_message_name_the_argument(tiny, command_line, arguments, 
 
 
 def test_missing_configuration(tmp_path):
-    with pytest.raises(runner.UsageError, match=r"--config: expected a file, got .*nowhere\.json"):
+    with pytest.raises(project.UsageError, match=r"--config: expected a file, got .*nowhere\.json"):
         runner.run(tmp_path / "nowhere.json")
 
 
@@ -439,19 +439,19 @@ def test_unusable_configuration(tiny, command_line, change, message):
 
 def test_a_missing_suite(tiny):
     tiny.config.write_text(tiny.config.read_text().replace('"benchmarks"', '"no-such-suite"'))
-    with pytest.raises(runner.UsageError, match="no-such-suite"):
+    with pytest.raises(project.UsageError, match="no-such-suite"):
         tiny.run()
 
 
 def test_a_suite_that_cannot_be_imported(tiny):
     tiny.write_suite("import no_such_package\n")
-    with pytest.raises(runner.UsageError, match=r"(?s)suite in .* cannot be imported.*no_such_package"):
+    with pytest.raises(project.UsageError, match=r"(?s)suite in .* cannot be imported.*no_such_package"):
         tiny.run()
 
 
 def test_working_directory_is_restored(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(runner.UsageError):
+    with pytest.raises(project.UsageError):
         tiny.run("no-such-commit")
     assert os.getcwd() == str(tmp_path)
 
@@ -542,14 +542,8 @@ def test_the_suite_never_sees_the_working_tree(tiny):
     assert tiny.value("first", TRACK) == [2]
 
 
-def test_machine_name_is_taken_from_the_gpu():
-    assert runner._machine_name({"gpu": "NVIDIA H200"}) == "nvidia-h200"
-    assert runner._machine_name({"gpu": "NVIDIA GeForce RTX 4090 (Laptop)"}) == "nvidia-geforce-rtx-4090-laptop"
-    assert runner._machine_name({}) == f"cpu-{os.uname().machine}".replace("_", "-")
-
-
 def test_plan_reverses_every_other_round(tiny):
-    session = runner._Session(None, None, None, None, "m", 4, 1.0)
+    session = runner._Session(project.Project(None, None, None, None, "m", 1.0), 4)
     plan = list(session._plan(["a", "b", "c"]))
     assert ["".join(commit for _, commit in group) for _, group in itertools.groupby(plan, lambda step: step[0])] == [
         "abc",

@@ -9,7 +9,7 @@ import math
 import sys
 from pathlib import Path
 
-from asv_bench_gpu import report, runner
+from asv_bench_gpu import project, report, runner
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -101,7 +101,7 @@ def main() -> None:
     arguments = _parser().parse_args()
     try:
         sys.exit(arguments.command(arguments))
-    except (runner.UsageError, *report.ERRORS) as error:
+    except (project.UsageError, *report.ERRORS) as error:
         print(f"asv-gpu: {error}", file=sys.stderr)
         sys.exit(2)
 

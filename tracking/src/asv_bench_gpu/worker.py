@@ -1,6 +1,6 @@
 """One round of one commit, in one fresh process: verify first, then measure everything.
 
-`python -m asv_bench_gpu.worker REQUEST PROGRESS_FD`, started by `asv_bench_gpu.runner` in the commit's environment.
+`python -m asv_bench_gpu.worker REQUEST PROGRESS_FD`, started by `asv_bench_gpu.project` in the commit's environment.
 asv itself starts a process per parameter; here all of them share one, so that verification happens where the measuring
 does and a round costs one import of torch. The benchmarks are asv's, found and called as asv does.
 """
