@@ -336,6 +336,25 @@ def test_what_are_no_pairs_raises():
         verdict.judge({"key": None}, **USUAL)
 
 
+def test_each_benchmark_may_have_its_own_margin():
+    pairs = {"strict": rounds(1.04, 1.04, 1.04, 1.04), "lenient": rounds(1.04, 1.04, 1.04, 1.04)}
+    found = verdict.judge(pairs, margin_percent={"strict": 3, "lenient": 5, "another": 0}, **SMALL)
+    assert {key: row.verdict for key, row in found.rows.items()} == {"strict": "fail", "lenient": "pass"}
+
+
+@pytest.mark.parametrize(
+    ("margins", "error", "message"),
+    [
+        pytest.param({}, TypeError, "expected a number, got None", id="none"),
+        pytest.param({"key": -1}, ValueError, "expected a finite number of at least 0, got -1", id="negative"),
+        pytest.param({"key": math.nan}, ValueError, "expected a finite number of at least 0, got nan", id="nan"),
+    ],
+)
+def test_each_benchmark_needs_a_margin(margins, error, message):
+    with pytest.raises(error, match=rf"^margin_percent\['key'\]: {message}"):
+        verdict.judge({"key": []}, margin_percent=margins, family_alpha=0.01)
+
+
 @pytest.mark.parametrize("margin_percent", [-0.1, math.nan, math.inf])
 def test_a_margin_out_of_range_raises(margin_percent):
     with pytest.raises(ValueError, match=r"^margin_percent: expected a finite number of at least 0, got"):

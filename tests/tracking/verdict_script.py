@@ -14,7 +14,7 @@ from asv_bench_gpu import verdict
 
 TESTS = Path(__file__).with_name("test_verdict.py")
 
-_LIMIT = "limit = 1 + margin_percent / 100"
+_LIMIT = "return 1 + margin / 100"
 _FAMILY = "to_fail = exceptions_allowed(family_alpha / keys, max_rounds)\n    to_pass"
 _PASSES = "to_pass = exceptions_allowed(family_alpha, max_rounds)"
 _RATIO = "ratios.append(head / base)"
@@ -31,9 +31,10 @@ MUTANTS = {
         (_PASSES, _PASSES.replace("family_alpha", "family_alpha / 2")),
     ),
     "twice-the-alpha": ((_FAMILY, _FAMILY.replace("/ keys", "/ keys * 2")),),
-    "margin-ignored": ((_LIMIT, "limit = 1.0"),),
-    "margin-no-percentage": ((_LIMIT, "limit = 1 + margin_percent"),),
-    "margin-of-the-wrong-sign": ((_LIMIT, "limit = 1 - margin_percent / 100"),),
+    "margin-ignored": ((_LIMIT, "return 1.0"),),
+    "margin-no-percentage": ((_LIMIT, "return 1 + margin"),),
+    "margin-of-the-wrong-sign": ((_LIMIT, "return 1 - margin / 100"),),
+    "one-margin-for-all": (("limits[key], to_pass", "max(limits.values()), to_pass"),),
     "faster-taken-for-slower": ((_RATIO, "ratios.append(base / head)"),),
     "differences-for-ratios": ((_RATIO, "ratios.append(1 + head - base)"),),
     "sides-not-paired": (

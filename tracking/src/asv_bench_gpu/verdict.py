@@ -62,7 +62,7 @@ class Judgement:
 def judge(
     pairs: Mapping[str, Sequence[Pair]],
     *,
-    margin_percent: float,
+    margin_percent: float | Mapping[str, float],
     family_alpha: float,
     max_rounds: int = MAX_ROUNDS,
 ) -> Judgement:
@@ -78,7 +78,7 @@ def judge(
     Args:
         pairs: benchmark -> (base_seconds, head_seconds) of each round. A key that one side lacks has None there; what
             is not a finite number above 0 counts as missing too. Keys may differ in their number of rounds.
-        margin_percent: by how much head may be slower, at least 0.
+        margin_percent: by how much head may be slower, at least 0; for all benchmarks, or a mapping with one for each.
         family_alpha: above 0, and 0.5 at most.
         max_rounds: the most rounds the comparison may ever have, chosen before the first: another number at a later
             look would be another test.
@@ -96,11 +96,12 @@ def judge(
     """
     if not isinstance(pairs, Mapping):
         raise TypeError(f"pairs: expected a mapping of benchmarks to pairs of times, got {pairs!r}")
-    if not 0 <= _number("margin_percent", margin_percent) < math.inf:
-        raise ValueError(f"margin_percent: expected a finite number of at least 0, got {margin_percent!r}")
+    if isinstance(margin_percent, Mapping):
+        limits = {key: _limit(f"margin_percent[{key!r}]", margin_percent.get(key)) for key in pairs}
+    else:
+        limits = dict.fromkeys(pairs, _limit("margin_percent", margin_percent))
     keys = max(len(pairs), 1)
     least = least_rounds(keys, family_alpha=family_alpha, max_rounds=max_rounds)
-    limit = 1 + margin_percent / 100
     # One wrong "fail" among many keys is a wrong verdict, so they share alpha. A wrong "pass" takes that every slow key
     # passes wrongly, which is no more likely than that a given one does.
     to_fail = exceptions_allowed(family_alpha / keys, max_rounds)
@@ -108,7 +109,9 @@ def judge(
     rows = {}
     for key, given in pairs.items():
         ratios = sorted(_ratios(key, given, max_rounds))
-        rows[key] = _row(ratios, len(given) - len(ratios), limit, to_pass[len(ratios)], to_fail[len(ratios)], least)
+        rows[key] = _row(
+            ratios, len(given) - len(ratios), limits[key], to_pass[len(ratios)], to_fail[len(ratios)], least
+        )
     verdicts = {row.verdict for row in rows.values()}
     return Judgement("fail" if "fail" in verdicts else "pass" if verdicts == {"pass"} else "undecided", rows)
 
@@ -163,7 +166,15 @@ def exceptions_allowed(alpha: float, max_rounds: int) -> tuple[int, ...]:
     return tuple(allowed)
 
 
-def _number(name: str, value: float) -> float:
+def _limit(name: str, margin_percent: float | None) -> float:
+    """The largest ratio that is within the margin."""
+    margin = _number(name, margin_percent)
+    if not 0 <= margin < math.inf:
+        raise ValueError(f"{name}: expected a finite number of at least 0, got {margin!r}")
+    return 1 + margin / 100
+
+
+def _number(name: str, value: float | None) -> float:
     """The value, if it is a number at all."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{name}: expected a number, got {value!r}")
