@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from asv_bench_gpu import journal
-from asv_bench_gpu.journal import Figures, Round
+from asv_bench_gpu.journal import Figures, Pair, Round
 
 from tests.tracking import processes
 
@@ -150,6 +150,50 @@ def test_standing_rounds(path, failures, standing):
 
 def test_standing_without_a_file(path):
     assert journal.standing(path) == []
+
+
+def make_pair(number=1, base=None, head=None):
+    """With what failed on either side."""
+    return Pair(make_round(number, failed=base), make_round(number, failed=head, commit="d" * 40))
+
+
+def test_reads_the_pairs_that_were_appended(path):
+    pairs = [make_pair(number) for number in (1, 2)]
+    for pair in pairs:
+        journal.append(path, pair)
+    assert path.read_bytes().count(b"\n") == 2
+    assert journal.standing_pairs(path) == pairs
+
+
+@pytest.mark.parametrize(
+    ("failures", "standing"),
+    [
+        pytest.param([{}, {"base": "crash"}, {"head": "build"}, {}], [0, 3], id="not-verification"),
+        pytest.param([{}, {"base": "verification"}, {}], [2], id="verification-of-base"),
+        pytest.param([{}, {"head": "verification"}, {}], [2], id="verification-of-head"),
+        pytest.param([{}, {"base": "timeout", "head": "verification"}], [], id="both"),
+    ],
+)
+def test_standing_pairs(path, failures, standing):
+    pairs = [make_pair(number, **failed) for number, failed in enumerate(failures, start=1)]
+    for pair in pairs:
+        journal.append(path, pair)
+    assert journal.standing_pairs(path) == [pairs[index] for index in standing]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(make_round().to_json(), id="a-round"),
+        pytest.param(json.dumps({"schema": 1, "base": json.loads(make_round().to_json())}), id="half"),
+        pytest.param(json.dumps({"schema": 1, "base": 1, "head": 2}), id="numbers"),
+    ],
+)
+def test_what_is_no_pair_is_named(path, line):
+    path.parent.mkdir()
+    path.write_text(f"{make_pair().to_json()}\n{line}\n")
+    with pytest.raises(ValueError, match="line 2: not a pair: "):
+        journal.standing_pairs(path)
 
 
 def test_replacing_writes_the_file_and_its_folder(path):

@@ -2,8 +2,8 @@
 
 One JSON line per commit and round, appended and flushed to disk when the round is complete. asv's own result file
 (`<commit>-<environment>.json`, beside it) is derived from the journal and replaced atomically, so it can always be
-rebuilt. A last line without its newline is a round that was being written when the machine died: it is ignored,
-and cut off before the next append.
+rebuilt. A comparison has a journal of its own, one line per pair of rounds. A last line without its newline is a round
+that was being written when the machine died: it is ignored, and cut off before the next append.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 SCHEMA = 1
+PAIRS_SUFFIX = ".pairs.jsonl"
 SUFFIX = ".rounds.jsonl"  # not ".json": asv takes every .json beside a machine.json for a result file
 
 
@@ -70,7 +71,35 @@ class Outcome:
 
 
 @dataclasses.dataclass(frozen=True)
-class Round(Outcome):
+class Line:
+    """What one line of a journal holds; a dataclass."""
+
+    def to_json(self) -> str:
+        """The line, without its end."""
+        return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> Self:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: not JSON, another schema, or fields missing or unknown.
+        """
+        data = json.loads(line)
+        if not isinstance(data, dict) or data.pop("schema", None) != SCHEMA:
+            raise ValueError(f"expected a {cls.__name__.lower()} of schema {SCHEMA}")
+        try:
+            return cls._from_dict(data)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"not a {cls.__name__.lower()}: {error}") from error
+
+    @classmethod
+    def _from_dict(cls, data: dict[str, Any]) -> Self:
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Round(Outcome, Line):
     """One finished round of one commit, or the reason there is none.
 
     Attributes:
@@ -85,25 +114,25 @@ class Round(Outcome):
     started_at: str
     seconds: float
 
-    def to_json(self) -> str:
-        """The round as one line of JSON."""
-        return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, allow_nan=False)
+    @classmethod
+    def _from_dict(cls, data: dict[str, Any]) -> Self:
+        figures = {name: Figures(**figures) for name, figures in data.pop("figures").items()}
+        return cls(figures=figures, **data)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair(Line):
+    """One round of a comparison: a round of each commit, one right after the other."""
+
+    base: Round
+    head: Round
 
     @classmethod
-    def from_json(cls, line: str) -> Round:
-        """Read what `to_json` wrote.
+    def _from_dict(cls, data: dict[str, Any]) -> Self:
+        return cls(**{side: Round._from_dict(values) for side, values in data.items()})
 
-        Raises:
-            ValueError: not JSON, another schema, or fields missing or unknown.
-        """
-        data = json.loads(line)
-        if not isinstance(data, dict) or data.pop("schema", None) != SCHEMA:
-            raise ValueError(f"expected a round of schema {SCHEMA}")
-        try:
-            data["figures"] = {name: Figures(**figures) for name, figures in data["figures"].items()}
-            return cls(**data)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"not a round: {error}") from error
+
+AnyLine = TypeVar("AnyLine", bound=Line)
 
 
 def read(path: Path) -> Iterator[Round]:
@@ -112,13 +141,17 @@ def read(path: Path) -> Iterator[Round]:
     Raises:
         ValueError: a complete line that is no round (the file was edited or damaged), with its number.
     """
+    return _read(path, Round)
+
+
+def _read(path: Path, kind: type[AnyLine]) -> Iterator[AnyLine]:
     if not path.exists():
         return
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
         if not line.endswith("\n"):
             return
         try:
-            yield Round.from_json(line)
+            yield kind.from_json(line)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
 
@@ -138,8 +171,20 @@ def standing(path: Path) -> list[Round]:
     return rounds
 
 
-def append(path: Path, entry: Round) -> None:
-    """Add a round; when this returns it is on disk, and if it never returns nothing half-written will be read."""
+def standing_pairs(path: Path) -> list[Pair]:
+    """The finished rounds of a comparison that count: those after the last failed verification of either commit."""
+    pairs: list[Pair] = []
+    for pair in _read(path, Pair):
+        failures = {pair.base.failed, pair.head.failed}
+        if "verification" in failures:
+            pairs.clear()
+        elif failures == {None}:
+            pairs.append(pair)
+    return pairs
+
+
+def append(path: Path, entry: Line) -> None:
+    """Add a line; when this returns it is on disk, and if it never returns nothing half-written will be read."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
         file.seek(0)

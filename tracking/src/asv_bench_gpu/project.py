@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from asv.repo import NoSuchNameError, get_repo
 from asv.runner import BENCHMARK_RUN_SCRIPT
 
 from asv_bench_gpu import journal
-from asv_bench_gpu.journal import Figures, Outcome, Round
+from asv_bench_gpu.journal import AnyLine, Figures, Outcome, Round
 
 
 class UsageError(Exception):
@@ -64,6 +64,14 @@ class Project:
         """Indices of the parameter combinations to be measured."""
         wanted: list[int] | None = self.benchmarks.benchmark_selection[benchmark]
         return range(1) if wanted is None else wanted
+
+    def places(self) -> dict[str, tuple[str, int]]:
+        """`key` of each combination to be measured -> benchmark and index."""
+        return {
+            key(name, combinations(benchmark["params"])[index]): (name, index)
+            for name, benchmark in self.benchmarks.items()
+            for index in self.selected(name)
+        }
 
     def measure(
         self, commit: str, number: int, selected: dict[str, list[int]], label: str, left: float | None = None
@@ -190,6 +198,18 @@ def resolve(conf: Any, commits: str, *, argument: str = "COMMITS") -> list[str]:
     return hashes
 
 
+def resolve_one(conf: Any, commit: str, *, argument: str) -> str:
+    """The full hash of one commit.
+
+    Raises:
+        UsageError: there is no such commit, or it is a range; ``argument`` is what the message blames.
+    """
+    hashes = resolve(conf, commit, argument=argument)
+    if len(hashes) != 1:
+        raise UsageError(f"{argument}: expected one commit, got {len(hashes)} from {commit!r}")
+    return hashes[0]
+
+
 def prepare(conf: Any, *, bench: str | None, machine: str | None, timeout_seconds: float) -> Project:
     """Find the benchmarks, tell the machine, create the environment.
 
@@ -210,14 +230,14 @@ def prepare(conf: Any, *, bench: str | None, machine: str | None, timeout_second
     return Project(conf, get_repo(conf), environment, benchmarks, name, timeout_seconds)
 
 
-def recorded(path: Path) -> list[Round]:
-    """`journal.standing`.
+def recorded(standing: Callable[[Path], list[AnyLine]], path: Path) -> list[AnyLine]:
+    """What ``standing``, of `asv_bench_gpu.journal`, finds at ``path``.
 
     Raises:
         UsageError: the record is damaged.
     """
     try:
-        return journal.standing(path)
+        return standing(path)
     except ValueError as error:
         raise UsageError(f"damaged record: {error}; restore the file, or delete it to measure again") from error
 

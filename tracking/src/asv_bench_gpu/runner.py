@@ -174,7 +174,7 @@ class _Session:
     def _derive(self, commit: str) -> None:
         """Write asv's result file from the journal; without standing figures there is none."""
         path = Path(self.project.conf.results_dir, self._filename(commit))
-        rounds = project.recorded(self._journal(commit))
+        rounds = project.recorded(journal.standing, self._journal(commit))
         if not rounds:
             path.unlink(missing_ok=True)
             return
