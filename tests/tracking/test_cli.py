@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from asv_bench_gpu import cli, project, report, runner
+from asv_bench_gpu import cli, compare, project, report, runner, summary
 
 from tests.tracking.tiny_project import MACHINE
 
@@ -89,13 +89,14 @@ def test_the_first_help_has_an_example(call):
 
 def test_exit_codes_are_documented(call):
     _, shown, _ = call("--help")
-    assert re.search(r"Exit codes: 0 pass.*2 usage error", shown.replace("\n", " "))
+    assert re.search(r"Exit codes: 0 pass, 1 slower, 2 usage error.*, 3 undecided", " ".join(shown.split()))
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_units_are_in_the_names_of_options_that_take_numbers(name):
     numbers = [action for action in COMMANDS[name]._actions if action.type is float]
-    assert all(re.search("-(seconds|percent|ms|us)$", action.option_strings[-1]) for action in numbers)
+    # A probability has none.
+    assert all(re.search("-(seconds|percent|ms|us|alpha)$", action.option_strings[-1]) for action in numbers)
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
@@ -196,6 +197,63 @@ def test_usage_errors_of_the_runner(call, monkeypatch):
 
     monkeypatch.setattr(runner, "run", run)
     assert call("run", "a..a") == (2, "", "asv-gpu: COMMITS: 'a..a' is an empty range\n")
+
+
+COMPARISON = compare.Comparison("m", "b" * 40, "a" * 40, 0.01, 40, "record", problems={"order.Rows": "no figure"})
+
+
+@pytest.fixture
+def compared(monkeypatch):
+    """What `compare.compare` was called with; it does nothing and returns `COMPARISON`."""
+    calls = []
+
+    def pretend(*arguments, **options):
+        calls.append((arguments, options))
+        return COMPARISON
+
+    monkeypatch.setattr(compare, "compare", pretend)
+    return calls
+
+
+def test_compare_passes_everything_on(call, compared):
+    call(
+        *("compare", "v1", "v2", "--margin-percent", "1.5", "--family-alpha", "0.05", "--max-rounds", "30"),
+        *("--bench", "order", "--machine", "m", "--timeout-seconds", "7"),
+    )
+    options = {"margin_percent": 1.5, "family_alpha": 0.05, "max_rounds": 30}
+    options |= {"bench": "order", "machine": "m", "timeout_seconds": 7.0}
+    assert compared == [((Path("asv.conf.json"), "v1", "v2"), options)]
+
+
+def test_compare_by_default(call, compared):
+    call("compare", "v1", "v2")
+    options = {"margin_percent": 3.0, "family_alpha": 0.01, "max_rounds": 40}
+    options |= {"bench": None, "machine": None, "timeout_seconds": 900.0}
+    assert compared == [((Path("asv.conf.json"), "v1", "v2"), options)]
+
+
+def test_compare_shows_text_or_json(call, compared):
+    assert call("compare", "v1", "v2") == (2, f"{summary.text(COMPARISON)}\n", "")
+    code, shown, errors = call("compare", "v1", "v2", "--json")
+    assert (code, json.loads(shown)["problems"], errors) == (2, COMPARISON.problems, "")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        pytest.param(OSError(28, "No space left on device", "results"), "asv-gpu: [Errno 28] No space", id="disk"),
+        pytest.param(ZeroDivisionError("a mistake of ours"), "Traceback", id="mistake"),
+    ],
+)
+def test_no_accident_ends_with_the_code_for_slower(call, monkeypatch, error, message):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(compare, "compare", fail)
+    code, shown, errors = call("compare", "v1", "v2")
+    assert (code, shown) == (2, "")
+    assert errors.startswith(message)
+    assert str(error) in errors
 
 
 def test_report_prints_where_the_pages_are(call, monkeypatch, tmp_path):

@@ -7,11 +7,11 @@ import signal
 import statistics
 import subprocess
 import sys
-import time
 
 import pytest
 from asv_bench_gpu import cli, journal, project, runner
 
+from tests.tracking.processes import is_alive, is_locked, wait_for
 from tests.tracking.tiny_project import HOSTTIME, MACHINE, SUITE, TRACK
 
 
@@ -41,13 +41,6 @@ def command_line(monkeypatch, capsys):
         return ended.value.code, *capsys.readouterr()
 
     return command_line
-
-
-def wait_for(condition, seconds=30.0):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.01)
 
 
 def test_measures_two_commits_in_abba_order(measured):
@@ -247,14 +240,6 @@ def test_a_hanging_process_is_gone_with_what_it_started(tiny, monkeypatch):
     wait_for(lambda: not is_alive(int(pids.read_text())))
 
 
-def is_alive(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def test_killed_in_the_middle_nothing_is_lost_and_only_the_missing_is_run(tiny, monkeypatch):
     note = 'open(os.environ["PIDS"], "w").write(str(os.getpid()))\n        '
     tiny.write_suite(SUITE.replace("trouble = os", f"{note}trouble = os"))
@@ -336,21 +321,12 @@ def test_another_run_is_refused_while_one_measures(tiny, monkeypatch):
     with subprocess.Popen(tiny.command("first"), stderr=subprocess.DEVNULL, start_new_session=True) as process:
         lock = tiny.folder / ".asv" / "env" / "asv-gpu.lock"
         try:
-            wait_for(lambda: lock.exists() and _is_locked(lock))
+            wait_for(lambda: lock.exists() and is_locked(lock))
             with pytest.raises(project.UsageError, match="another asv-gpu is measuring"):
                 tiny.run()
         finally:
             # Not an interrupt, which a run in the background ignores.
             os.killpg(process.pid, signal.SIGKILL)
-
-
-def _is_locked(path):
-    with path.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        return False
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,39 @@ class Facts:
         import tiny
         return tiny.VALUE
 """
+#: A suite whose clock needs no GPU and has no noise: the package's VALUE in microseconds, and 1 whatever the commit.
+CLOCKED_SUITE = """\
+import types
+
+from asv_bench_gpu import clock
+from asv_bench_gpu.verification import verify
+
+clock.calls_per_graph = lambda call: 1
+clock.device_timing = lambda call, **_: types.SimpleNamespace(median=call())
+
+
+class Clocked:
+    version = "1"
+    params = [["same", "value"]]
+    param_names = ["time"]
+
+    def setup_cache(self):
+        import tiny
+        return verify([("the answer", None if tiny.RIGHT else "it is wrong")])
+
+    def gputime_work(self, verified, time):
+        import tiny
+        return 1e-6 * (1 if time == "same" else tiny.VALUE)
+
+
+class Facts:
+    version = "1"
+
+    def track_value(self):
+        import tiny
+        return tiny.VALUE
+"""
+SAME, VALUE = (f"suite.Clocked.gputime_work('{time}')" for time in ("same", "value"))
 HOSTTIME = "suite.Work.hosttime_work"
 TRACK = "suite.Facts.track_value"
 _BUILD = "python -m pip wheel --no-build-isolation --no-deps --quiet -w {build_cache_dir} {build_dir}"
@@ -144,9 +177,9 @@ class TinyProject:
     def run(self, commits: str = "first", *, rounds: int = 1, **options) -> runner.Summary:
         return runner.run(self.config, commits, machine=MACHINE, rounds=rounds, **options)
 
-    def command(self, *arguments: str) -> list[str]:
-        """`asv-gpu run` as a process of its own."""
-        return [sys.executable, "-m", "asv_bench_gpu.cli", "--config", str(self.config), "run", *arguments]
+    def command(self, *arguments: str, command: str = "run") -> list[str]:
+        """`asv-gpu run`, or another command, as a process of its own."""
+        return [sys.executable, "-m", "asv_bench_gpu.cli", "--config", str(self.config), command, *arguments]
 
     def journal_path(self, name: str) -> Path:
         return self._path(name, journal.SUFFIX)

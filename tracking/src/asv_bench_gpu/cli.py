@@ -7,16 +7,18 @@ import dataclasses
 import json
 import math
 import sys
+import traceback
 from pathlib import Path
 
-from asv_bench_gpu import project, report, runner
+from asv_bench_gpu import compare, project, report, runner, summary, verdict
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="asv-gpu",
         description="Verified, repeatable figures of GPU kernels, commit by commit, in asv's format.",
-        epilog="example: asv-gpu run HEAD. Exit codes: 0 pass, 2 usage error, or data missing or unverified.",
+        epilog="example: asv-gpu run HEAD. Exit codes: 0 pass, 1 slower, 2 usage error, or data missing or unverified, "
+        "3 undecided.",
     )
     parser.add_argument("--config", type=Path, default=Path("asv.conf.json"), help="asv's configuration (%(default)s)")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -31,16 +33,44 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("commits", nargs="*", metavar="COMMITS", help="commits and ranges A..B, A excluded (HEAD)")
     run.add_argument("--rounds", type=_positive, default=10, help="fresh processes per commit (%(default)s)")
     run.add_argument("--bench", metavar="REGEX", help="only benchmarks that match, e.g. 'order.*DeepSeek'")
-    run.add_argument("--machine", metavar="NAME", help="name in the results (default: the GPU's, or cpu-ARCHITECTURE)")
-    run.add_argument(
-        "--timeout-seconds",
-        type=_positive_seconds,
-        default=900.0,
-        metavar="S",
-        help="limit for one process (%(default)s)",
-    )
-    run.add_argument("--json", action="store_true", help="print the summary as JSON")
+    _add_measuring(run)
     run.set_defaults(command=_run)
+
+    comparison = commands.add_parser(
+        "compare",
+        help="say whether a commit is slower than another",
+        description="Verify and measure two commits in pairs of fresh processes, in the order of a coin's toss, until "
+        "it is clear whether HEAD is slower. The same command continues after an interruption.",
+        epilog="example: asv-gpu compare HEAD~1 HEAD --margin-percent 2",
+    )
+    comparison.add_argument("base", metavar="BASE", help="commit to compare with")
+    comparison.add_argument("head", metavar="HEAD", help="commit in question; BASE again shows what noise alone does")
+    comparison.add_argument(
+        "--margin-percent",
+        type=float,
+        default=compare.MARGIN_PERCENT,
+        metavar="P",
+        help="how much slower HEAD may be (%(default)s)",
+    )
+    comparison.add_argument(
+        "--family-alpha",
+        type=float,
+        default=compare.FAMILY_ALPHA,
+        metavar="A",
+        help="greatest probability of a wrong verdict, over all benchmarks and looks (%(default)s)",
+    )
+    comparison.add_argument(
+        "--max-rounds",
+        type=_positive,
+        default=verdict.MAX_ROUNDS,
+        metavar="N",
+        help="pairs of processes after which it stays undecided (%(default)s)",
+    )
+    comparison.add_argument(
+        "--bench", metavar="REGEX", help="only benchmarks in seconds that match (default: every gputime_*)"
+    )
+    _add_measuring(comparison)
+    comparison.set_defaults(command=_compare)
 
     pages = commands.add_parser(
         "report",
@@ -53,6 +83,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     pages.set_defaults(command=_report)
     return parser
+
+
+def _add_measuring(parser: argparse.ArgumentParser) -> None:
+    """Options of every command that measures."""
+    parser.add_argument(
+        "--machine", metavar="NAME", help="name in the results (default: the GPU's, or cpu-ARCHITECTURE)"
+    )
+    parser.add_argument(
+        "--timeout-seconds",
+        type=_positive_seconds,
+        default=900.0,
+        metavar="S",
+        help="limit for one process (%(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
 
 
 def _positive(text: str) -> int:
@@ -70,7 +115,7 @@ def _positive_seconds(text: str) -> float:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    summary = runner.run(
+    ran = runner.run(
         arguments.config,
         " ".join(arguments.commits) if arguments.commits else "HEAD",
         machine=arguments.machine,
@@ -79,16 +124,32 @@ def _run(arguments: argparse.Namespace) -> int:
         timeout_seconds=arguments.timeout_seconds,
     )
     if arguments.json:
-        print(json.dumps({**dataclasses.asdict(summary), "exit_code": summary.exit_code}, indent=2))
-        return summary.exit_code
-    print(f"machine {summary.machine}: {len(summary.measured)} rounds measured, {len(summary.kept)} already recorded")
-    for name, reason in summary.skipped.items():
+        print(json.dumps({**dataclasses.asdict(ran), "exit_code": ran.exit_code}, indent=2))
+        return ran.exit_code
+    print(f"machine {ran.machine}: {len(ran.measured)} rounds measured, {len(ran.kept)} already recorded")
+    for name, reason in ran.skipped.items():
         print(f"skipped {name}: {reason}")
-    for path in summary.results:
+    for path in ran.results:
         print(f"results {path}")
-    for commit, number, kind, message in summary.failures:
+    for commit, number, kind, message in ran.failures:
         print(f"FAILED  {commit[:8]} round {number}: {kind}: {(message.strip().splitlines() or [''])[-1]}")
-    return summary.exit_code
+    return ran.exit_code
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    comparison = compare.compare(
+        arguments.config,
+        arguments.base,
+        arguments.head,
+        margin_percent=arguments.margin_percent,
+        family_alpha=arguments.family_alpha,
+        max_rounds=arguments.max_rounds,
+        bench=arguments.bench,
+        machine=arguments.machine,
+        timeout_seconds=arguments.timeout_seconds,
+    )
+    print(summary.as_json(comparison) if arguments.json else summary.text(comparison))
+    return comparison.exit_code
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -101,9 +162,11 @@ def main() -> None:
     arguments = _parser().parse_args()
     try:
         sys.exit(arguments.command(arguments))
-    except (project.UsageError, *report.ERRORS) as error:
+    except (project.UsageError, OSError, *report.ERRORS) as error:
         print(f"asv-gpu: {error}", file=sys.stderr)
-        sys.exit(2)
+    except Exception:  # 1, with which Python would end, says that a commit is slower
+        traceback.print_exc()
+    sys.exit(2)
 
 
 if __name__ == "__main__":

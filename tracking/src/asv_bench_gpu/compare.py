@@ -1,0 +1,374 @@
+"""Compare two commits in pairs of fresh processes, as many as the verdict needs.
+
+Each round builds and installs both commits, one after the other, and runs `asv_bench_gpu.worker` for each in a fresh
+process, which verifies before it measures. A coin decides which commit is first. Round 0 warms the machine up and gives
+the quantities that need no clock; its times are discarded. After every further round `asv_bench_gpu.verdict` looks at
+all of them, and the first verdict ends the comparison. Finished rounds are kept: the same comparison goes on after an
+interruption, and a finished one is not measured again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import random
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from asv_bench_gpu import journal, project, verdict
+from asv_bench_gpu.journal import Pair, Round
+from asv_bench_gpu.project import Project, UsageError
+from asv_bench_gpu.verdict import Verdict
+
+FAMILY_ALPHA = 0.01
+MARGIN_PERCENT = 3.0
+
+#: "invalid": data are missing or unverified.
+EXIT_CODES = {"pass": 0, "fail": 1, "invalid": 2, "undecided": 3}
+SIDES = ("base", "head")
+_WORST_FIRST: list[Verdict] = ["fail", "undecided", "pass"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row(verdict.Row):
+    """The verdict on one benchmark's time, and what it is about.
+
+    Attributes:
+        margin_percent: by how much head may be slower.
+        base_seconds, head_seconds: median over rounds; None without any.
+    """
+
+    margin_percent: float
+    base_seconds: float | None
+    head_seconds: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantity:
+    """The verdict on a number that needs no clock and must not grow: one measurement decides.
+
+    Attributes:
+        verdict: "fail" if head's is larger by more than ``max_increase``.
+        base, head: the number of each commit.
+        max_increase: by how much head's may be larger.
+        unit: of the numbers.
+    """
+
+    verdict: Verdict
+    base: float
+    head: float
+    max_increase: float
+    unit: str
+
+
+@dataclasses.dataclass
+class Comparison:
+    """What is known of two commits.
+
+    Attributes:
+        machine: name of the machine.
+        base, head: full hashes.
+        family_alpha, max_rounds: as for `asv_bench_gpu.verdict.judge`.
+        record: where the rounds are kept.
+        rounds: how many were judged.
+        rows: times by benchmark, the worst first.
+        quantities: by benchmark, the worst first.
+        waivers: benchmark -> why it has another limit than its like.
+        skipped: benchmark -> why neither commit can be measured here.
+        problems: what went wrong where -> a message; then there is no verdict.
+    """
+
+    machine: str
+    base: str
+    head: str
+    family_alpha: float
+    max_rounds: int
+    record: str
+    rounds: int = 0
+    rows: dict[str, Row] = dataclasses.field(default_factory=dict)
+    quantities: dict[str, Quantity] = dataclasses.field(default_factory=dict)
+    waivers: dict[str, str] = dataclasses.field(default_factory=dict)
+    skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+    problems: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def verdict(self) -> Literal["pass", "fail", "undecided", "invalid"]:
+        """Over everything: "pass" only if there is something and all of it passes."""
+        if self.problems:
+            return "invalid"
+        verdicts = {row.verdict for row in self.rows.values()} | {row.verdict for row in self.quantities.values()}
+        return "fail" if "fail" in verdicts else "pass" if verdicts == {"pass"} else "undecided"
+
+    @property
+    def exit_code(self) -> int:
+        """0 pass, 1 slower, 2 missing or unverified, 3 undecided."""
+        return EXIT_CODES[self.verdict]
+
+
+def compare(
+    config: Path,
+    base: str,
+    head: str,
+    *,
+    margin_percent: float = MARGIN_PERCENT,
+    family_alpha: float = FAMILY_ALPHA,
+    max_rounds: int = verdict.MAX_ROUNDS,
+    bench: str | None = None,
+    machine: str | None = None,
+    timeout_seconds: float = 900.0,
+) -> Comparison:
+    """Is ``head`` slower than ``base``?
+
+    Args:
+        config: asv.conf.json of the project.
+        base, head: commits; the same one twice shows what noise alone does.
+        margin_percent, family_alpha, max_rounds: as for `asv_bench_gpu.verdict.judge`.
+        bench: regular expression, matched with `asv_bench_gpu.project.key`; by default every ``gputime_*``, with it
+            every benchmark whose figures are seconds.
+        machine: as for `asv_bench_gpu.runner.run`.
+        timeout_seconds: limit for one process.
+
+    Raises:
+        UsageError: no such commit, benchmark or file; numbers with which no verdict is possible; or another command is
+            measuring in this checkout.
+    """
+    with project.locked(config) as conf:
+        commits = project.resolve_one(conf, base, argument="BASE"), project.resolve_one(conf, head, argument="HEAD")
+        opened = project.prepare(conf, bench=bench, machine=machine, timeout_seconds=timeout_seconds)
+        wanted = {"unit": "seconds"} if bench else {"type": "gputime"}
+        margins = {
+            key: margin_percent
+            for key, (name, _) in opened.places().items()
+            if wanted.items() <= opened.benchmarks[name].items()
+        }
+        if not margins:
+            raise UsageError(f"--bench: expected benchmarks that give seconds, got {', '.join(opened.benchmarks)}")
+        return measure(opened, *commits, margins=margins, family_alpha=family_alpha, max_rounds=max_rounds)
+
+
+def measure(
+    opened: Project,
+    base: str,
+    head: str,
+    *,
+    margins: Mapping[str, float],
+    limits: Mapping[str, float] | None = None,
+    family_alpha: float,
+    max_rounds: int,
+) -> Comparison:
+    """Compare two commits until there is a verdict on all benchmarks together, or rounds are used up.
+
+    Args:
+        opened: the project.
+        base, head: full hashes.
+        margins: benchmark, spelt as `asv_bench_gpu.project.key` does -> by how many percent it may be slower.
+        limits: benchmark -> by how much its number may be larger.
+        family_alpha, max_rounds: as for `asv_bench_gpu.verdict.judge`.
+
+    Raises:
+        UsageError: numbers with which no verdict is possible, or a damaged record.
+    """
+    session = _Session(opened, base, head, margins, limits or {}, family_alpha, max_rounds)
+    session.run()
+    return session.comparison
+
+
+class _Session:
+    """The state of one comparison."""
+
+    def __init__(
+        self,
+        opened: Project,
+        base: str,
+        head: str,
+        margins: Mapping[str, float],
+        limits: Mapping[str, float],
+        family_alpha: float,
+        max_rounds: int,
+    ):
+        self.project = opened
+        self.places = opened.places()
+        self.margins = margins
+        self.limits = limits
+        self.judge = functools.partial(
+            verdict.judge, margin_percent=margins, family_alpha=family_alpha, max_rounds=max_rounds
+        )
+        try:
+            self.judge(dict.fromkeys(margins, ()))
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        # What makes a round one of this comparison. The margin does not: the bounds of a ratio are the same for all.
+        self.identity = hashlib.sha256(
+            json.dumps(
+                [base, head, opened.environment.name, max_rounds, self._versions(margins), self._versions(limits)]
+            ).encode()
+        ).hexdigest()
+        name = f"{base[:8]}-{head[:8]}-{self.identity[:8]}{journal.PAIRS_SUFFIX}"
+        self.record = Path(opened.conf.results_dir, opened.machine, "comparisons", name)
+        self.comparison = Comparison(opened.machine, base, head, family_alpha, max_rounds, str(self.record))
+
+    def run(self) -> None:
+        """Look at pairs until there is a verdict, a problem, or no further round."""
+        judged: list[Pair] = []
+        for pair in self._pairs():
+            clear = False
+            self.comparison.problems = self._problems(pair)
+            if not self.comparison.problems:
+                if pair.base.round == 0:
+                    self._begin(pair)
+                else:
+                    judged.append(pair)
+                    clear = self._judge(judged) != "undecided"
+            for what, message in self.comparison.problems.items():
+                project.say(f"FAILED {what}: {message.strip()}")
+            if clear or self.comparison.problems:
+                return
+
+    def _pairs(self) -> Iterator[Pair]:
+        """One round after another, from the record or measured; the machine is warmed up before the first of these."""
+        recorded = project.recorded(journal.standing_pairs, self.record)
+        usable = {pair.base.round: pair for pair in recorded if not self._problems(pair)}
+        warm = False
+        for number in range(self.comparison.max_rounds + 1 if self.margins else 1):
+            if number in usable:
+                yield usable[number]
+                continue
+            if number and not warm:
+                yield self._measure(0)
+            yield self._measure(number)
+            warm = True
+
+    def _measure(self, number: int) -> Pair:
+        """Both commits, in the order that a coin says, which is the same whenever the round is measured again."""
+        keys = self.margins if number else [*self.margins, *self.limits]
+        selected: dict[str, list[int]] = {}
+        for name, index in map(self.places.__getitem__, keys):
+            selected.setdefault(name, []).append(index)
+        base_first = random.Random(f"{self.identity} {number}").random() < 0.5  # noqa: S311  (a coin, no secret)
+        rounds = {}
+        for side in SIDES if base_first else SIDES[::-1]:
+            commit = getattr(self.comparison, side)
+            label = f"round {number}/{self.comparison.max_rounds}, {side} {commit[:8]}"
+            rounds[side] = self.project.measure(commit, number, selected, label)
+        pair = Pair(**rounds)
+        journal.append(self.record, pair)
+        return pair
+
+    def _problems(self, pair: Pair) -> dict[str, str]:
+        """Why there is no verdict with this pair: benchmark or commit -> a message.
+
+        What neither commit can measure here is no problem.
+        """
+        rounds = {"base": pair.base, "head": pair.head}
+        failed = {
+            f"{side} {entry.commit[:8]}, {entry.failed}": entry.message
+            for side, entry in rounds.items()
+            if entry.failed
+        }
+        if failed:
+            return failed
+        found = {side: _Found.of(entry) for side, entry in rounds.items()}
+        return {
+            key: f"no figure of {side}: {found[side].reason(key)}"
+            for key in (self.margins if pair.base.round else [*self.margins, *self.limits])
+            for side in SIDES
+            if key not in found[side].values and not all(key in one.skipped for one in found.values())
+        }
+
+    def _begin(self, pair: Pair) -> None:
+        """Take from round 0 what needs no clock, and what cannot be measured here."""
+        comparison = self.comparison
+        base, head = _Found.of(pair.base), _Found.of(pair.head)
+        comparison.skipped = {key: base.skipped[key] for key in (*self.margins, *self.limits) if key in base.skipped}
+        quantities = {
+            key: Quantity(
+                "fail" if head.values[key] - base.values[key] > limit else "pass",
+                base.values[key],
+                head.values[key],
+                limit,
+                self.project.benchmarks[self.places[key][0]]["unit"],
+            )
+            for key, limit in self.limits.items()
+            if key not in comparison.skipped
+        }
+        comparison.quantities = _worst_first(quantities, lambda quantity: quantity.head - quantity.base)
+        if self.margins and self.margins.keys() <= comparison.skipped.keys():
+            comparison.problems["every benchmark"] = f"not measured here: {next(iter(comparison.skipped.values()))}"
+
+    def _judge(self, pairs: list[Pair]) -> Verdict:
+        """Look at all rounds so far."""
+        comparison = self.comparison
+        found = [(_Found.of(pair.base).values, _Found.of(pair.head).values) for pair in pairs]
+        times = {
+            key: [(base.get(key), head.get(key)) for base, head in found]
+            for key in self.margins
+            if key not in comparison.skipped
+        }
+        judgement = self.judge(times)
+        rows = {
+            key: Row(
+                **vars(row),
+                margin_percent=self.margins[key],
+                base_seconds=_median(base for base, _ in times[key]),
+                head_seconds=_median(head for _, head in times[key]),
+            )
+            for key, row in judgement.rows.items()
+        }
+        comparison.rounds = len(pairs)
+        comparison.rows = _worst_first(rows, lambda row: row.ratio or math.inf)
+        comparison.problems = {key: row.reason for key, row in rows.items() if row.missing}
+        counts = Counter(row.verdict for row in rows.values())
+        seconds = pairs[-1].base.seconds + pairs[-1].head.seconds
+        project.say(
+            f"round {len(pairs)}/{comparison.max_rounds}, {seconds:.1f} s: "
+            f"{counts['pass']} pass, {counts['fail']} fail, {counts['undecided']} undecided"
+        )
+        return judgement.verdict
+
+    def _versions(self, keys: Iterable[str]) -> list[list[str]]:
+        return [[key, self.project.benchmarks[self.places[key][0]]["version"]] for key in sorted(keys)]
+
+
+@dataclasses.dataclass
+class _Found:
+    """What a round found, by benchmark."""
+
+    values: dict[str, float] = dataclasses.field(default_factory=dict)
+    skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+    errors: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, entry: Round) -> _Found:
+        """Read a round."""
+        found = cls()
+        for name, figures in entry.figures.items():
+            keys = [project.key(name, combination) for combination in project.combinations(figures.params)]
+            found.values.update(
+                (key, value) for key, value in zip(keys, figures.values, strict=True) if value is not None
+            )
+            for reason, indices in figures.skipped.items():
+                found.skipped.update((keys[index], reason) for index in indices)
+            found.errors.update((keys[int(index)], message) for index, message in figures.errors.items())
+        return found
+
+    def reason(self, key: str) -> str:
+        """Why there is no figure."""
+        return self.errors.get(key) or self.skipped.get(key) or "its suite does not have it"
+
+
+Judged = TypeVar("Judged", Row, Quantity)
+
+
+def _worst_first(judged: dict[str, Judged], badness: Callable[[Judged], float]) -> dict[str, Judged]:
+    return dict(sorted(judged.items(), key=lambda item: (_WORST_FIRST.index(item[1].verdict), -badness(item[1]))))
+
+
+def _median(times: Iterable[float | None]) -> float | None:
+    known = [seconds for seconds in times if seconds is not None]
+    return statistics.median(known) if known else None

@@ -1,0 +1,154 @@
+"""A comparison for readers: JSON, text that is read in ten seconds, Markdown, JUnit's XML."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from xml.etree import ElementTree
+
+from tabulate import tabulate
+
+from asv_bench_gpu.compare import Comparison, Judged, Quantity, Row
+from asv_bench_gpu.report.text import quantity
+
+#: Rows of a table, unless more than that do not pass.
+_ROWS = 15
+_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def as_json(comparison: Comparison) -> str:
+    """Everything, for programs."""
+    outcome = {"verdict": comparison.verdict, "exit_code": comparison.exit_code}
+    return json.dumps({**outcome, **dataclasses.asdict(comparison)}, indent=2)
+
+
+def text(comparison: Comparison) -> str:
+    """For a terminal."""
+    return "\n\n".join([_headline(comparison), *_body(comparison, "simple")])
+
+
+def markdown(comparison: Comparison) -> str:
+    """For a pull request or the summary of a job."""
+    return html.escape("\n\n".join([f"### {_headline(comparison)}", *_body(comparison, "pipe")]), quote=False) + "\n"
+
+
+def junit(comparison: Comparison) -> str:
+    """For programs that show tests: a benchmark is a test; undecided, as well as missing, is an error."""
+    outcomes = {"pass": None, "fail": "failure", "undecided": "error"}
+    cases: dict[str, tuple[str | None, str]] = {}
+    for name, row in comparison.rows.items():
+        cases[name] = outcomes[row.verdict], f"{_meaning(row)}: {row.reason}"
+    for name, number in comparison.quantities.items():
+        cases[name] = outcomes[number.verdict], f"{number.base:g} {number.unit} became {number.head:g}"
+    cases |= {name: ("skipped", reason) for name, reason in comparison.skipped.items()}
+    cases |= {name: ("error", message) for name, message in comparison.problems.items()}
+
+    suite = ElementTree.Element("testsuite", name=f"asv-gpu {comparison.base[:8]}..{comparison.head[:8]}")
+    for name, (outcome, message) in cases.items():
+        case = ElementTree.SubElement(suite, "testcase", classname=_xml(name.partition("(")[0]), name=_xml(name))
+        if outcome:
+            ElementTree.SubElement(case, outcome, message=_xml(_last_line(message))).text = _xml(message)
+    counts = Counter(child.tag for test in suite for child in test)
+    suite.attrib |= {"tests": str(len(suite)), "failures": str(counts["failure"])}
+    suite.attrib |= {"errors": str(counts["error"]), "skipped": str(counts["skipped"])}
+    ElementTree.indent(suite)
+    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _headline(comparison: Comparison) -> str:
+    """The verdict in one line."""
+    if comparison.problems:
+        return "INVALID: no verdict, because something is missing or unverified"
+    parts = []
+    if rows := comparison.rows.values():
+        counts = Counter(row.verdict for row in rows)
+        parts.append(f"{counts['fail']} of {len(rows)} benchmarks slower than their margin")
+        parts += [f"{counts['undecided']} undecided"] if counts["undecided"] else []
+    if quantities := comparison.quantities.values():
+        failing = sum(number.verdict == "fail" for number in quantities)
+        parts.append(f"{failing} of {len(quantities)} quantities larger than they may be")
+    return f"{comparison.verdict.upper()}: {', '.join(parts)}"
+
+
+def _body(comparison: Comparison, style: str) -> Iterator[str]:
+    """Paragraphs and tables."""
+    yield (
+        f"base {comparison.base[:8]}, head {comparison.head[:8]} on {comparison.machine}: "
+        f"{comparison.rounds} of at most {comparison.max_rounds} rounds, "
+        f"probability of a wrong verdict at most {comparison.family_alpha:g}"
+    )
+    if comparison.problems:
+        yield "\n".join(f"- {what}: {_last_line(message)}" for what, message in comparison.problems.items())
+    if comparison.rows:
+        yield from _table(comparison.rows, _time_cells, comparison.waivers, style)
+    changed = {key: number for key, number in comparison.quantities.items() if number.base != number.head}
+    if changed:
+        yield from _table(changed, _quantity_cells, comparison.waivers, style)
+    for reason, count in Counter(map(_last_line, comparison.skipped.values())).items():
+        yield f"{count} not measured in either commit: {reason}"
+
+
+def _table(
+    judged: Mapping[str, Judged], cells: Callable[[Judged], dict[str, str]], waivers: Mapping[str, str], style: str
+) -> Iterator[str]:
+    """All that do not pass, and of the others the worst, as far as there is room; then a line about the rest."""
+    number = max(_ROWS, sum(row.verdict != "pass" for row in judged.values()))
+    shown = [
+        {"verdict": row.verdict.upper() if row.verdict != "pass" else row.verdict, **cells(row), "benchmark": key}
+        | ({"waived": waivers[key]} if key in waivers else {})
+        for key, row in list(judged.items())[:number]
+    ]
+    if style == "pipe":
+        shown = [{column: cell.replace("|", r"\|") for column, cell in row.items()} for row in shown]
+    yield tabulate(shown, headers="keys", tablefmt=style, disable_numparse=True)
+    if len(judged) > number:
+        yield f"and {len(judged) - number} more that pass, each better than the last one shown"
+
+
+def _time_cells(row: Row) -> dict[str, str]:
+    return {
+        "head/base": _ratio(row.ratio),
+        "interval": f"up to {_ratio(row.high)}" if row.low is None else f"{_ratio(row.low)} to {_ratio(row.high)}",
+        "base": _time(row.base_seconds),
+        "head": _time(row.head_seconds),
+        "meaning": _meaning(row),
+    }
+
+
+def _quantity_cells(number: Quantity) -> dict[str, str]:
+    return {
+        "base": f"{number.base:g}",
+        "head": f"{number.head:g}",
+        "allowed": f"{number.base + number.max_increase:g}",
+        "unit": number.unit,
+    }
+
+
+def _meaning(row: Row) -> str:
+    """What a verdict says about head."""
+    if row.verdict == "fail":
+        return f"slower by more than {row.margin_percent:g} %"
+    if row.verdict == "undecided":
+        return f"unclear whether {row.margin_percent:g} % slower"
+    return "faster" if row.high is not None and row.high < 1 else f"not {row.margin_percent:g} % slower"
+
+
+def _ratio(value: float | None) -> str:
+    return "?" if value is None else f"{value:.3f}"
+
+
+def _time(seconds: float | None) -> str:
+    return "?" if seconds is None else quantity(seconds, "seconds")
+
+
+def _last_line(message: str) -> str:
+    return (message.strip().splitlines() or [""])[-1]
+
+
+def _xml(text: str) -> str:
+    """Without the characters that XML cannot hold."""
+    return _NO_XML.sub("?", text)
