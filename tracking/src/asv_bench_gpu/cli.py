@@ -10,7 +10,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from asv_bench_gpu import compare, project, report, runner, summary, verdict
+from asv_bench_gpu import compare, gate, project, report, runner, summary, verdict
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,6 +71,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_measuring(comparison)
     comparison.set_defaults(command=_compare)
+
+    release = commands.add_parser(
+        "gate",
+        help="say whether a commit may be released",
+        description="Compare a commit with the baseline of a policy: times, within the margins of suites, and numbers "
+        "that must not grow. Exit code 0 releases, no other does.",
+        epilog="example: asv-gpu gate HEAD --markdown summary.md --junit gate.xml",
+    )
+    release.add_argument("head", nargs="?", default="HEAD", metavar="HEAD", help="commit in question (%(default)s)")
+    release.add_argument("--policy", type=Path, default=Path("gate.toml"), metavar="FILE", help="policy (%(default)s)")
+    release.add_argument("--markdown", type=Path, metavar="FILE", help="also write it for a pull request")
+    release.add_argument("--junit", type=Path, metavar="FILE", help="also write it as JUnit's XML")
+    _add_measuring(release)
+    release.set_defaults(command=_gate)
 
     pages = commands.add_parser(
         "report",
@@ -148,6 +162,24 @@ def _compare(arguments: argparse.Namespace) -> int:
         machine=arguments.machine,
         timeout_seconds=arguments.timeout_seconds,
     )
+    return _show(comparison, arguments)
+
+
+def _gate(arguments: argparse.Namespace) -> int:
+    comparison = gate.gate(
+        arguments.config,
+        arguments.policy,
+        arguments.head,
+        machine=arguments.machine,
+        timeout_seconds=arguments.timeout_seconds,
+    )
+    for path, render in ((arguments.markdown, summary.markdown), (arguments.junit, summary.junit)):
+        if path:
+            path.write_text(render(comparison), encoding="utf-8")
+    return _show(comparison, arguments)
+
+
+def _show(comparison: compare.Comparison, arguments: argparse.Namespace) -> int:
     print(summary.as_json(comparison) if arguments.json else summary.text(comparison))
     return comparison.exit_code
 

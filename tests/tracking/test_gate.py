@@ -1,0 +1,289 @@
+import datetime
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+import pytest
+from asv_bench_gpu import cli, compare, gate, project
+
+from tests.tracking.tiny_project import CLOCKED_SUITE, MACHINE, SAME, TRACK, VALUE
+
+TODAY = datetime.date.today()
+TOMORROW, YESTERDAY = (TODAY + datetime.timedelta(days) for days in (1, -1))
+BASELINE = 'baseline_commit = "first"\n'
+SUITE = "[[suite]]\nbenchmarks = 'gputime_work'\nmargin_percent = 3\n"
+QUANTITY = "[[quantity]]\nbenchmarks = 'track_value'\nmax_increase = 0\n"
+SMALL = "family_alpha = 0.25\nmax_rounds = 6\n"
+
+
+def waiver(benchmark=VALUE, limit=60, commit="second", expires=TOMORROW):
+    return (
+        f'[[waiver]]\nbenchmark = "{benchmark}"\nlimit = {limit}\nreason = "worth it"\n'
+        f'commit = "{commit}"\nexpires = {expires}\n'
+    )
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Write a policy; returns its path."""
+
+    def write(*parts):
+        path = tmp_path / "gate.toml"
+        path.write_text("".join(parts))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def clocked(tiny):
+    tiny.write_suite(CLOCKED_SUITE)
+    return tiny
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What `compare.measure` was asked for; it does nothing."""
+    calls = []
+
+    def measure(opened, base, head, **options):
+        calls.append({"base": base, "head": head, **options})
+        return compare.Comparison("m", base, head, options["family_alpha"], options["max_rounds"], "record")
+
+    monkeypatch.setattr(compare, "measure", measure)
+    return calls
+
+
+def test_reads_everything(written):
+    policy = gate.Policy.read(written(BASELINE, SMALL, SUITE, SUITE.replace("3", "4.5"), QUANTITY, waiver()))
+    assert policy == gate.Policy(
+        baseline_commit="first",
+        family_alpha=0.25,
+        max_rounds=6,
+        suite=(
+            gate.Suite(benchmarks="gputime_work", margin_percent=3),
+            gate.Suite(benchmarks="gputime_work", margin_percent=4.5),
+        ),
+        quantity=(gate.Quantity(benchmarks="track_value", max_increase=0),),
+        waiver=(gate.Waiver(benchmark=VALUE, limit=60, reason="worth it", commit="second", expires=TOMORROW),),
+    )
+
+
+def test_what_is_not_said_is_as_for_compare(written):
+    policy = gate.Policy.read(written(BASELINE, SUITE))
+    assert (policy.family_alpha, policy.max_rounds, policy.quantity, policy.waiver) == (0.01, 40, (), ())
+
+
+LIMIT = "expected a finite number of at least 0, got"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("=", "Invalid statement", id="no-toml"),
+        pytest.param(
+            BASELINE + "margin = 3\n" + SUITE, "margin: expected one of baseline_tags, .*got margin = 3", id="key"
+        ),
+        pytest.param(SUITE, "expected either baseline_tags or baseline_commit", id="no-baseline"),
+        pytest.param(BASELINE + "baseline_tags = 'v*'\n" + SUITE, "expected either baseline_tags", id="two-baselines"),
+        pytest.param("baseline_commit = ' '\n" + SUITE, "baseline_commit: expected text, got ' '", id="blank"),
+        pytest.param(BASELINE, r"expected a \[\[suite\]\] or a \[\[quantity\]\]", id="nothing"),
+        pytest.param(BASELINE + "family_alpha = 1\n" + SUITE, "family_alpha: expected a number above 0", id="alpha"),
+        pytest.param(BASELINE + "max_rounds = 9.5\n" + SUITE, "max_rounds: expected a whole number", id="rounds"),
+        pytest.param(BASELINE + "max_rounds = true\n" + SUITE, "max_rounds: expected a whole number", id="rounds-bool"),
+        pytest.param(BASELINE + "suite = 3\n", r"suite: expected tables \[\[suite\]\], got 3", id="suite-no-table"),
+        pytest.param(BASELINE + "suite = [3]\n", r"suite: expected tables \[\[suite\]\], got \[3\]", id="suite-number"),
+        pytest.param(BASELINE + SUITE.replace("3", "-3"), rf"suite\[1\]\.margin_percent: {LIMIT} -3", id="negative"),
+        pytest.param(BASELINE + SUITE.replace("3", "nan"), rf"suite\[1\]\.margin_percent: {LIMIT} nan", id="nan"),
+        pytest.param(BASELINE + SUITE.replace("3", "'3'"), rf"suite\[1\]\.margin_percent: {LIMIT} '3'", id="text"),
+        pytest.param(
+            BASELINE + SUITE.replace("margin_percent = 3\n", ""),
+            rf"suite\[1\]\.margin_percent: {LIMIT} nothing",
+            id="missing",
+        ),
+        pytest.param(
+            BASELINE + SUITE.replace("gputime", "("),
+            r"suite\[1\]\.benchmarks: expected a regular expression, got '\(_work'",
+            id="regex",
+        ),
+        pytest.param(
+            BASELINE + SUITE + QUANTITY + QUANTITY.replace("0", "inf"),
+            rf"quantity\[2\]\.max_increase: {LIMIT} inf",
+            id="second",
+        ),
+        pytest.param(
+            BASELINE + SUITE + waiver(expires="'2027-01-31'"),
+            r"waiver\[1\]\.expires: expected a date such as 2027-01-31, got '2027",
+            id="date-as-text",
+        ),
+        pytest.param(
+            BASELINE + SUITE + waiver(expires="2027-01-31T00:00:00"),
+            r"waiver\[1\]\.expires: expected a date",
+            id="date-and-time",
+        ),
+        pytest.param(
+            BASELINE + SUITE + waiver().replace("worth it", ""),
+            r"waiver\[1\]\.reason: expected text, got ''",
+            id="no-reason",
+        ),
+    ],
+)
+def test_what_is_no_policy_is_refused_with_key_value_and_what_was_expected(written, tiny, text, message):
+    path = written(text)
+    with pytest.raises(project.UsageError, match=f"^{path}: {message}"):
+        gate.gate(tiny.config, path)
+
+
+def test_a_policy_becomes_a_comparison(clocked, written, asked):
+    second = SUITE.replace("gputime_work", "same").replace("3", "1")
+    path = written(BASELINE, SMALL, SUITE.replace("gputime_work", "value"), second, QUANTITY)
+    gate.gate(clocked.config, path, "second", machine=MACHINE)
+    assert asked == [
+        {
+            "base": clocked.hash("first"),
+            "head": clocked.hash("second"),
+            "margins": {VALUE: 3, SAME: 1},
+            "limits": {TRACK: 0},
+            "family_alpha": 0.25,
+            "max_rounds": 6,
+        }
+    ]
+
+
+def test_seconds_are_times_and_all_else_is_a_quantity(clocked, written, asked):
+    everything = SUITE.replace("gputime_work", ".") + QUANTITY.replace("track_value", ".")
+    gate.gate(clocked.config, written(BASELINE, everything), "second", machine=MACHINE)
+    assert (list(asked[0]["margins"]), list(asked[0]["limits"])) == ([SAME, VALUE], [TRACK])
+
+
+def test_a_waiver_is_another_limit_for_one_benchmark(clocked, written, asked):
+    path = written(BASELINE, SUITE, QUANTITY, waiver(), waiver(TRACK, limit=1, expires=TODAY))
+    comparison = gate.gate(clocked.config, path, "second", machine=MACHINE)
+    assert (asked[0]["margins"], asked[0]["limits"]) == ({SAME: 3, VALUE: 60}, {TRACK: 1})
+    commit = clocked.hash("second")[:8]
+    assert comparison.waivers == {
+        VALUE: f"60 until {TOMORROW}: worth it ({commit})",
+        TRACK: f"1 until {TODAY}: worth it ({commit})",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param(SUITE + waiver(expires=YESTERDAY), rf"waiver\[1\]\.expires: {YESTERDAY} is over", id="expired"),
+        pytest.param(
+            SUITE + waiver("suite.Gone.gputime_work"), r"waiver\[1\]\.benchmark: .* got 'suite\.Gone", id="gone"
+        ),
+        pytest.param(SUITE + waiver("gputime_work"), r"waiver\[1\]\.benchmark: ", id="only-a-part"),
+        pytest.param(SUITE + waiver(TRACK), r"waiver\[1\]\.benchmark: ", id="not-in-the-policy"),
+        pytest.param(SUITE + waiver() + waiver(), r"waiver\[2\]\.benchmark: expected .*, once, got", id="twice"),
+        pytest.param(SUITE + waiver(commit="no-such"), r"waiver\[1\]\.commit: expected a commit", id="unknown-commit"),
+        pytest.param(
+            SUITE + waiver(commit="first"), r"waiver\[1\]\.commit: expected one after the baseline", id="before"
+        ),
+        pytest.param(
+            SUITE + waiver(commit="wrong"), r"waiver\[1\]\.commit: expected one after the baseline", id="after"
+        ),
+        pytest.param(
+            SUITE + SUITE, r"suite\[2\]\.benchmarks: 'gputime_work' matches suite.*, as one before", id="two-suites"
+        ),
+        pytest.param(
+            SUITE.replace("work", "gone"),
+            r"suite\[1\]\.benchmarks: expected to match a benchmark, got 'gputime_gone'",
+            id="nothing",
+        ),
+        pytest.param(
+            SUITE.replace("gputime_work", "track_value"), r"suite\[1\]\.benchmarks: expected to match", id="no-time"
+        ),
+        pytest.param(
+            QUANTITY.replace("track_value", "gputime"), r"quantity\[1\]\.benchmarks: expected to match", id="a-time"
+        ),
+    ],
+)
+def test_what_does_not_fit_the_suites_or_the_history_is_refused(clocked, written, asked, text, message):
+    path = written(BASELINE, text)
+    with pytest.raises(project.UsageError, match=f"^{path}: {message}"):
+        gate.gate(clocked.config, path, "second", machine=MACHINE)
+    assert asked == []
+
+
+def test_the_baseline_with_itself_needs_no_waiver(clocked, written):
+    with pytest.raises(project.UsageError, match="what the baseline has needs no waiver"):
+        gate.gate(clocked.config, written(BASELINE, SUITE, waiver(commit="first")), "first", machine=MACHINE)
+
+
+@pytest.mark.parametrize(
+    ("head", "baseline"),
+    [
+        pytest.param("after-wrong", "second", id="last-tag"),
+        pytest.param("second", "first", id="not-its-own"),
+    ],
+)
+def test_the_baseline_is_the_last_release(clocked, written, asked, head, baseline):
+    for number, name in enumerate(("first", "second")):
+        clocked._git("tag", f"v{number}", name)
+    path = written("baseline_tags = 'v*'\n", SUITE)
+    gate.gate(clocked.config, path, head, machine=MACHINE)
+    assert (asked[0]["base"], asked[0]["head"]) == (clocked.hash(baseline), clocked.hash(head))
+
+
+@pytest.mark.parametrize("head", ["second", "root"])
+def test_without_a_release_there_is_no_baseline(clocked, written, head):
+    with pytest.raises(
+        project.UsageError, match=r"baseline_tags: expected a tag before .*, got none that matches 'v\*'"
+    ):
+        gate.gate(clocked.config, written("baseline_tags = 'v*'\n", SUITE), head, machine=MACHINE)
+
+
+@pytest.fixture
+def command_line(monkeypatch, capsys, clocked, written, tmp_path):
+    """`asv-gpu gate` of a policy for a commit: exit code, stdout, the Markdown and JUnit files."""
+
+    def command_line(*policy, head="second"):
+        files = tmp_path / "summary.md", tmp_path / "gate.xml"
+        options = ["--policy", written(SMALL, *policy), "--markdown", files[0], "--junit", files[1]]
+        command = ["asv-gpu", "--config", clocked.config, "gate", head, *options, "--machine", MACHINE]
+        monkeypatch.setattr(sys, "argv", list(map(str, command)))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        shown = capsys.readouterr().out
+        return ended.value.code, shown, *(path.read_text() if path.exists() else "" for path in files)
+
+    return command_line
+
+
+def test_a_slower_commit_is_not_released_unless_that_was_accepted(command_line, clocked):
+    code, shown, markdown, junit = command_line(BASELINE, SUITE, QUANTITY)
+    headline = "FAIL: 1 of 2 benchmarks slower than their margin, 1 of 1 quantities larger than they may be"
+    assert code == 1
+    assert shown.startswith(f"{headline}\n")
+    assert markdown.startswith(f"### {headline}\n")
+    suite = ElementTree.fromstring(junit)  # noqa: S314  (our own)
+    assert (suite.get("tests"), suite.get("failures")) == ("3", "2")
+
+    code, shown, markdown, junit = command_line(BASELINE, SUITE, QUANTITY, waiver(), waiver(TRACK, limit=1))
+    assert code == 0
+    assert shown.startswith("PASS: 0 of 2 benchmarks slower")
+    assert f"60 until {TOMORROW}: worth it" in shown
+    assert f"60 until {TOMORROW}: worth it" in markdown
+    assert ElementTree.fromstring(junit).get("failures") == "0"  # noqa: S314
+
+    # More than what was accepted is not.
+    assert command_line(BASELINE, SUITE, waiver(limit=40))[0] == 1
+
+
+def test_a_commit_that_fails_verification_is_not_released(command_line):
+    code, shown, markdown, junit = command_line(BASELINE, SUITE, head="wrong")
+    assert code == 2
+    assert shown.startswith("INVALID: ")
+    assert "VerificationError: the answer: it is wrong" in markdown
+    assert ElementTree.fromstring(junit).get("errors") == "1"  # noqa: S314
+
+
+def test_no_policy(clocked, tmp_path):
+    command = clocked.command("--policy", str(tmp_path / "nowhere.toml"), command="gate")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "nowhere.toml" in done.stderr
+    assert "Traceback" not in done.stderr
