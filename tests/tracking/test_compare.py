@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from asv_bench_gpu import compare, journal, project
+from asv_bench_gpu.device import State
 from asv_bench_gpu.journal import Figures, Round
 
 from tests.tracking.processes import wait_for
@@ -37,6 +38,8 @@ class Scripted:
         self.machine = MACHINE
         self.figures = {"same": lambda side, number: 1e-6, "other": lambda side, number: 2e-6}
         self.failures = {}
+        #: (side, round) -> why the clocks are held down, attempt by attempt
+        self.throttled = {}
         self.measured = []
         self.versions = {}
 
@@ -66,7 +69,10 @@ class Scripted:
                 of.errors["0"] = f"Traceback\n{found}"
             else:
                 of.values[0] = found
-        return dataclasses.replace(entry, figures=figures)
+        reasons = [next(self.throttled.get((side, number), iter([])), "")]
+        state = dataclasses.asdict(State(1980, 3201, 41, 123.4, list(filter(None, reasons))))
+        calm = {**state, "throttle_reasons": []}
+        return dataclasses.replace(entry, figures=figures, device_before=calm, device_after=state)
 
     def compare(self, base=BASE, head=HEAD, *, margins=None, limits=None, **options):
         if margins is None:
@@ -374,6 +380,42 @@ def test_a_number_of_one_commit_only_is_no_pass(scripted):
     scripted.figures["registers"] = lambda side, number: "no such kernel" if side == "base" else 7
     comparison = scripted.compare(limits={"registers": 0})
     assert comparison.problems == {"registers": "no figure of base: no such kernel"}
+
+
+@pytest.mark.parametrize("side", ["base", "head"])
+def test_a_disturbed_round_does_not_count_and_is_repeated(scripted, side, capsys):
+    scripted.throttled[side, 2] = iter(["SwPowerCap", "HwThermalSlowdown"])
+    # What a throttled round says would show.
+    scripted.figures["odd"] = lambda of, number: (
+        1e-6 * (9 if number == 2 and len([m for m in scripted.measured if m[0] == 2]) < 5 else 1)
+    )
+    comparison = scripted.compare()
+    assert (comparison.verdict, comparison.rounds, comparison.rows["odd"].base_seconds) == ("pass", 3, 1e-6)
+    assert [number for number, _, _ in scripted.measured[::2]] == [0, 1, 2, 2, 2, 3]
+    told = [line for line in capsys.readouterr().err.splitlines() if "does not count" in line]
+    assert [line.rpartition(": ")[2] for line in told] == ["SwPowerCap", "HwThermalSlowdown"]
+    # Nor does it count for the next command.
+    scripted.measured.clear()
+    assert (scripted.compare(), scripted.measured) == (comparison, [])
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_machine_that_does_not_settle_decides_nothing(scripted, number):
+    scripted.figures["registers"] = lambda side, number: 7
+    scripted.throttled["head", number] = itertools.repeat("SwThermalSlowdown")
+    comparison = scripted.compare(limits={"registers": 0})
+    assert (comparison.verdict, comparison.exit_code) == ("undecided", 3)
+    assert (comparison.unsettled, comparison.rounds) == ("SwThermalSlowdown", number - 1)
+    assert [at for at, _, _ in scripted.measured[::2]] == [*range(number), *[number] * compare.ATTEMPTS]
+    # Later it may.
+    scripted.throttled.clear()
+    assert scripted.compare(limits={"registers": 0}).verdict == "pass"
+
+
+def test_the_warm_up_may_be_disturbed(scripted):
+    scripted.throttled["head", 0] = itertools.repeat("SwPowerCap")
+    assert scripted.compare().verdict == "pass"
+    assert scripted.rounds()[0] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(

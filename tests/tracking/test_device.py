@@ -62,7 +62,7 @@ def test_no_state_where_torch_sees_no_gpu(monkeypatch):
 class FakeNvml:
     """As much of NVML as `state` asks, of one GPU with given reasons for its clocks."""
 
-    def __init__(self, monkeypatch, reasons):
+    def __init__(self, monkeypatch, reasons, processes=1):
         monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
         for name, answer in {
             "nvmlDeviceGetHandleByUUID": lambda uuid: uuid,
@@ -72,6 +72,7 @@ class FakeNvml:
             ],
             "nvmlDeviceGetTemperature": lambda handle, sensor: 41,
             "nvmlDeviceGetPowerUsage": lambda handle: 123_456,
+            "nvmlDeviceGetComputeRunningProcesses": lambda handle: [object()] * processes,
         }.items():
             monkeypatch.setattr(pynvml, name, answer)
         properties = types.SimpleNamespace(uuid="0-1-2")
@@ -95,6 +96,38 @@ class FakeNvml:
 def test_state_names_what_holds_the_clocks_down(monkeypatch, reasons, names):
     FakeNvml(monkeypatch, reasons)
     assert device.state() == State(1980, 3201, 41, 123.456, names)
+
+
+@pytest.mark.parametrize(
+    ("processes", "others"),
+    [
+        pytest.param(0, 0, id="not-told"),
+        pytest.param(1, 0, id="this-one"),
+        pytest.param(3, 2, id="two-more"),
+    ],
+)
+def test_state_counts_other_processes(monkeypatch, processes, others):
+    FakeNvml(monkeypatch, 0, processes)
+    assert device.state().other_processes == others
+
+
+@pytest.mark.parametrize(
+    ("reasons", "others", "disturbances"),
+    [
+        pytest.param([], 0, [], id="none"),
+        pytest.param(["SwPowerCap", "HwThermalSlowdown"], 0, ["SwPowerCap", "HwThermalSlowdown"], id="throttle"),
+        pytest.param(["ApplicationsClocksSetting", "UserDefinedClocks"], 0, [], id="settings"),
+        pytest.param(["UserDefinedClocks", "SwPowerCap"], 0, ["SwPowerCap"], id="both"),
+        pytest.param([], 2, ["2 other processes on the GPU"], id="company"),
+    ],
+)
+def test_disturbances(reasons, others, disturbances):
+    assert State(1980, 3201, 41, 123.4, reasons, others).disturbances() == disturbances
+
+
+def test_settings_are_spelt_as_nvml_does():
+    known = {name.removeprefix("nvmlClocksEventReason") for name in dir(pynvml)}
+    assert known >= device._SETTINGS
 
 
 def test_nothing_of_cuda_is_imported_with_the_module():

@@ -91,6 +91,12 @@ def test_a_long_table_ends_where_all_the_rest_passes(failing, shown):
             id="undecided",
         ),
         pytest.param(
+            {"rows": {"a": row("undecided")}, "unsettled": "SwPowerCap"},
+            "UNDECIDED: the machine did not settle, 0 of 1 benchmarks slower than their margin, 1 undecided",
+            id="unsettled",
+        ),
+        pytest.param({"unsettled": "SwPowerCap"}, "UNDECIDED: the machine did not settle", id="never-settled"),
+        pytest.param(
             {"quantities": {"a": Quantity("pass", 1, 1, 0, "layouts")}},
             "PASS: 0 of 1 quantities larger than they may be",
             id="quantities-only",
@@ -109,6 +115,11 @@ def test_the_headline_is_the_verdict(fields, headline):
 def test_problems_are_named_by_their_last_line():
     text = summary.text(comparison(problems={"head aaaaaaaa, build": "Traceback\n  lots\nno compiler\n", "b": ""}))
     assert "\n- head aaaaaaaa, build: no compiler\n- b: \n" in text + "\n"
+
+
+def test_what_disturbed_is_named():
+    text = summary.text(comparison(unsettled="2 other processes on the GPU"))
+    assert text.splitlines()[-1] == "disturbed in every attempt at a further round: 2 other processes on the GPU"
 
 
 def test_nothing_known_yet_is_shown_as_such():

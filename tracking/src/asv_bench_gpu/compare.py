@@ -4,7 +4,8 @@ Each round builds and installs both commits, one after the other, and runs `asv_
 process, which verifies before it measures. A coin decides which commit is first. Round 0 warms the machine up and gives
 the quantities that need no clock; its times are discarded. After every further round `asv_bench_gpu.verdict` looks at
 all of them, and the first verdict ends the comparison. Finished rounds are kept: the same comparison goes on after an
-interruption, and a finished one is not measured again.
+interruption, and a finished one is not measured again. A round in which something else slowed the GPU down does not
+count and is repeated; on a machine that does not settle nothing is decided.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import math
 import random
@@ -21,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from asv_bench_gpu import journal, project, verdict
+from asv_bench_gpu import device, journal, project, verdict
 from asv_bench_gpu.journal import Pair, Round
 from asv_bench_gpu.project import Project, UsageError
 from asv_bench_gpu.verdict import Verdict
@@ -32,6 +34,8 @@ MARGIN_PERCENT = 3.0
 #: "invalid": data are missing or unverified.
 EXIT_CODES = {"pass": 0, "fail": 1, "invalid": 2, "undecided": 3}
 SIDES = ("base", "head")
+#: How often a round is measured until it is undisturbed.
+ATTEMPTS = 5
 _WORST_FIRST: list[Verdict] = ["fail", "undecided", "pass"]
 
 
@@ -82,6 +86,7 @@ class Comparison:
         waivers: benchmark -> why it has another limit than its like.
         skipped: benchmark -> why neither commit can be measured here.
         problems: what went wrong where -> a message; then there is no verdict.
+        unsettled: what disturbed the last round `ATTEMPTS` times; then nothing passes.
     """
 
     machine: str
@@ -96,6 +101,7 @@ class Comparison:
     waivers: dict[str, str] = dataclasses.field(default_factory=dict)
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
     problems: dict[str, str] = dataclasses.field(default_factory=dict)
+    unsettled: str = ""
 
     @property
     def verdict(self) -> Literal["pass", "fail", "undecided", "invalid"]:
@@ -103,7 +109,7 @@ class Comparison:
         if self.problems:
             return "invalid"
         verdicts = {row.verdict for row in self.rows.values()} | {row.verdict for row in self.quantities.values()}
-        return "fail" if "fail" in verdicts else "pass" if verdicts == {"pass"} else "undecided"
+        return "fail" if "fail" in verdicts else "pass" if verdicts == {"pass"} and not self.unsettled else "undecided"
 
     @property
     def exit_code(self) -> int:
@@ -233,7 +239,9 @@ class _Session:
     def _pairs(self) -> Iterator[Pair]:
         """One round after another, from the record or measured; the machine is warmed up before the first of these."""
         recorded = project.recorded(journal.standing_pairs, self.record)
-        usable = {pair.base.round: pair for pair in recorded if not self._problems(pair)}
+        usable = {
+            pair.base.round: pair for pair in recorded if not self._problems(pair) and not self._disturbances(pair)
+        }
         warm = False
         for number in range(self.comparison.max_rounds + 1 if self.margins else 1):
             if number in usable:
@@ -241,8 +249,22 @@ class _Session:
                 continue
             if number and not warm:
                 yield self._measure(0)
-            yield self._measure(number)
             warm = True
+            pair = self._undisturbed(number)
+            if not pair:
+                return
+            yield pair
+
+    def _undisturbed(self, number: int) -> Pair | None:
+        """Measure a round until it counts; None, and the comparison is unsettled, if it never does."""
+        for _ in range(ATTEMPTS):
+            pair = self._measure(number)
+            disturbances = self._disturbances(pair)
+            if not disturbances:
+                return pair
+            project.say(f"round {number}/{self.comparison.max_rounds} does not count: {', '.join(disturbances)}")
+        self.comparison.unsettled = ", ".join(disturbances)
+        return None
 
     def _measure(self, number: int) -> Pair:
         """Both commits, in the order that a coin says, which is the same whenever the round is measured again."""
@@ -280,6 +302,12 @@ class _Session:
             for side in SIDES
             if key not in found[side].values and not all(key in one.skipped for one in found.values())
         }
+
+    def _disturbances(self, pair: Pair) -> list[str]:
+        """What slowed the GPU down around a round; it does not matter to the warm-up."""
+        states = (pair.base.device_before, pair.base.device_after, pair.head.device_before, pair.head.device_after)
+        known = [device.State(**state).disturbances() for state in states if state and pair.base.round]
+        return sorted(set(itertools.chain.from_iterable(known)))
 
     def _begin(self, pair: Pair) -> None:
         """Take from round 0 what needs no clock, and what cannot be measured here."""

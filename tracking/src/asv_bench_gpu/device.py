@@ -9,6 +9,8 @@ from typing import Any
 
 # NVML's bit for "nothing holds the clocks down but the lack of work".
 _IDLE = 1
+# What somebody has set holds for every round alike, and slows none down more than another.
+_SETTINGS = {"ApplicationsClocksSetting", "DisplayClockSetting", "SyncBoost", "UserDefinedClocks"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +22,7 @@ class State:
         temperature_c: degrees Celsius.
         power_w: watts.
         throttle_reasons: NVML's names for what holds the clocks down, idleness aside; empty on a healthy machine.
+        other_processes: how many other processes compute on the GPU.
     """
 
     sm_clock_mhz: int
@@ -27,6 +30,12 @@ class State:
     temperature_c: int
     power_w: float
     throttle_reasons: list[str]
+    other_processes: int = 0
+
+    def disturbances(self) -> list[str]:
+        """Why what is measured now is not to be trusted."""
+        reasons = [reason for reason in self.throttle_reasons if reason not in _SETTINGS]
+        return reasons + ([f"{self.other_processes} other processes on the GPU"] if self.other_processes else [])
 
 
 def facts() -> dict[str, str]:
@@ -77,6 +86,8 @@ def _state(nvml: Any, uuid: str) -> State:
         temperature_c=nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
         power_w=nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
         throttle_reasons=sorted(name for bit, name in names.items() if bit and bit & (bit - 1) == 0 and reasons & bit),
+        # One is this process, which a container knows by another number than NVML does.
+        other_processes=max(len(nvml.nvmlDeviceGetComputeRunningProcesses(handle)) - 1, 0),
     )
 
 

@@ -63,7 +63,7 @@ def _headline(comparison: Comparison) -> str:
     """The verdict in one line."""
     if comparison.problems:
         return "INVALID: no verdict, because something is missing or unverified"
-    parts = []
+    parts = ["the machine did not settle"] if comparison.unsettled else []
     if rows := comparison.rows.values():
         counts = Counter(row.verdict for row in rows)
         parts.append(f"{counts['fail']} of {len(rows)} benchmarks slower than their margin")
@@ -83,6 +83,8 @@ def _body(comparison: Comparison, style: str) -> Iterator[str]:
     )
     if comparison.problems:
         yield "\n".join(f"- {what}: {_last_line(message)}" for what, message in comparison.problems.items())
+    if comparison.unsettled:
+        yield f"disturbed in every attempt at a further round: {comparison.unsettled}"
     if comparison.rows:
         yield from _table(comparison.rows, _time_cells, comparison.waivers, style)
     changed = {key: number for key, number in comparison.quantities.items() if number.base != number.head}
