@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 from asv_bench_gpu import verdict
+from asv_bench_gpu.calibrate import Looks, upper_bound
 
 Array = np.ndarray
 #: Noise of the shape [comparisons, processes, keys].
@@ -130,34 +131,6 @@ def log_ratios(rng: np.random.Generator, name: str, shape: tuple[int, int, int],
     return np.where(np.broadcast_to(base_first, (comparisons, rounds))[..., None], later, -later)
 
 
-@dataclasses.dataclass
-class Looks:
-    """What each look at each comparison says: [comparisons, rounds, keys] or [comparisons, rounds], bool."""
-
-    fails: Array
-    passes: Array
-
-    @classmethod
-    def of(cls, above: Array, keys: int, family_alpha: float) -> Looks:
-        """Judge whether each round is ``above`` the margin, as one of ``keys`` benchmarks."""
-        rounds = np.arange(1, above.shape[1] + 1)[:, None]
-        to_fail = np.array(verdict.exceptions_allowed(family_alpha / keys, len(rounds)))[1:, None]
-        to_pass = np.array(verdict.exceptions_allowed(family_alpha, len(rounds)))[1:, None]
-        count = above.cumsum(axis=1, dtype=np.int16)
-        return cls(rounds - count <= to_fail, count <= to_pass)
-
-    def family(self) -> Looks:
-        """The verdict on all keys."""
-        return Looks(self.fails.any(axis=2), self.passes.all(axis=2))
-
-    def first(self) -> tuple[Array, Array, Array]:
-        """Whether a caller who stops at the first verdict gets a fail, a pass, and after how many rounds."""
-        decided = self.fails | self.passes
-        stop = np.where(decided.any(axis=1), decided.argmax(axis=1), decided.shape[1] - 1)
-        at_stop = np.arange(len(stop)), stop
-        return self.fails[at_stop], self.passes[at_stop], stop + 1
-
-
 class Tally:
     """Comparisons whose outcome is as asked, and the rounds they took."""
 
@@ -186,20 +159,6 @@ class Tally:
         """Quantile of the rounds."""
         rounds = np.concatenate(self.rounds)
         return float(np.quantile(rounds, quantile, method="higher")) if len(rounds) else math.nan
-
-
-def upper_bound(hits: int, trials: int) -> float:
-    """The largest rate at which ``hits`` or fewer of ``trials`` still have a probability of 5 %."""
-    if hits == trials:
-        return 1.0
-    counts = np.arange(hits + 1)
-    logs = np.array([math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1) for k in counts])
-    low, high = hits / trials, 1.0
-    for _ in range(50):
-        rate = (low + high) / 2
-        at_most = np.exp(logs + counts * math.log(rate) + (trials - counts) * math.log1p(-rate)).sum()
-        low, high = (rate, high) if at_most > 0.05 else (low, rate)
-    return high
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from asv_bench_gpu import cli, compare, project, report, runner, summary
+from asv_bench_gpu import calibrate, cli, compare, project, report, runner, summary
 
 from tests.tracking.tiny_project import MACHINE
 
@@ -236,6 +236,24 @@ def test_compare_shows_text_or_json(call, compared):
     assert call("compare", "v1", "v2") == (2, f"{summary.text(COMPARISON)}\n", "")
     code, shown, errors = call("compare", "v1", "v2", "--json")
     assert (code, json.loads(shown)["problems"], errors) == (2, COMPARISON.problems, "")
+
+
+def test_calibrate_passes_everything_on(call, monkeypatch):
+    calls = []
+
+    def pretend(*arguments, **options):
+        calls.append((arguments, options))
+        rate = calibrate.Rate(0.5, 0.4, 0.6)
+        return calibrate.Calibration("m", "c" * 40, 2, 0.05, 30, 9, 50, 70, calibrate.Rates(rate, rate, {3: rate}), "r")
+
+    monkeypatch.setattr(calibrate, "calibrate", pretend)
+    options = ["--margin-percent", "2", "--family-alpha", "0.05", "--max-rounds", "30"]
+    code, shown, _ = call("calibrate", "v1", "--rounds", "50", "--comparisons", "70", *options)
+    assert code == 0
+    assert re.search(r"one benchmark slower by 3 %: found +50\.00 % +40\.00 % +60\.00 %", shown)
+    expected = {"rounds": 50, "comparisons": 70, "margin_percent": 2.0, "family_alpha": 0.05, "max_rounds": 30}
+    expected |= {"bench": None, "machine": None, "timeout_seconds": 900.0}
+    assert calls == [((Path("asv.conf.json"), "v1"), expected)]
 
 
 @pytest.mark.parametrize(

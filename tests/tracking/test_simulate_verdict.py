@@ -5,9 +5,10 @@ import sys
 import numpy as np
 import pytest
 from asv_bench_gpu import verdict
+from asv_bench_gpu.calibrate import Looks
 
 from tests.tracking import simulate_verdict
-from tests.tracking.simulate_verdict import NOISES, SIDED, Looks, Setting, log_ratios, simulate, upper_bound
+from tests.tracking.simulate_verdict import NOISES, SIDED, Setting, log_ratios, simulate
 
 SMALL = Setting(comparisons=400, keys=20, family_alpha=0.05, order="random")
 
@@ -73,15 +74,6 @@ def test_the_same_seed_gives_the_same_tables():
     assert list(simulate_verdict.tables(setting, ["normal"])) == list(simulate_verdict.tables(setting, ["normal"]))
     other = Setting(comparisons=20, keys=3, seed=1)
     assert list(simulate_verdict.tables(setting, ["normal"])) != list(simulate_verdict.tables(other, ["normal"]))
-
-
-# By scipy 1.17.1: beta.ppf(0.95, hits + 1, trials - hits)
-@pytest.mark.parametrize(
-    ("hits", "trials", "bound"),
-    [(0, 10_000, 0.00029952836), (3, 100, 0.07571079375), (120, 10_000, 0.01395063556), (10, 10, 1.0)],
-)
-def test_upper_bounds(hits, trials, bound):
-    assert upper_bound(hits, trials) == pytest.approx(bound, rel=1e-6)
 
 
 def test_the_command_prints_both_tables(monkeypatch, capsys):

@@ -10,7 +10,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from asv_bench_gpu import compare, gate, project, report, runner, summary, verdict
+from asv_bench_gpu import calibrate, compare, gate, project, report, runner, summary, verdict
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,30 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     comparison.add_argument("base", metavar="BASE", help="commit to compare with")
     comparison.add_argument("head", metavar="HEAD", help="commit in question; BASE again shows what noise alone does")
-    comparison.add_argument(
-        "--margin-percent",
-        type=float,
-        default=compare.MARGIN_PERCENT,
-        metavar="P",
-        help="how much slower HEAD may be (%(default)s)",
-    )
-    comparison.add_argument(
-        "--family-alpha",
-        type=float,
-        default=compare.FAMILY_ALPHA,
-        metavar="A",
-        help="greatest probability of a wrong verdict, over all benchmarks and looks (%(default)s)",
-    )
-    comparison.add_argument(
-        "--max-rounds",
-        type=_positive,
-        default=verdict.MAX_ROUNDS,
-        metavar="N",
-        help="pairs of processes after which it stays undecided (%(default)s)",
-    )
-    comparison.add_argument(
-        "--bench", metavar="REGEX", help="only benchmarks in seconds that match (default: every gputime_*)"
-    )
+    _add_judging(comparison)
     _add_measuring(comparison)
     comparison.set_defaults(command=_compare)
 
@@ -86,6 +63,23 @@ def _parser() -> argparse.ArgumentParser:
     _add_measuring(release)
     release.set_defaults(command=_gate)
 
+    calibration = commands.add_parser(
+        "calibrate",
+        help="measure how often verdicts are wrong on this machine",
+        description="Measure two builds of the same code in pairs of fresh processes, draw comparisons from these "
+        "rounds, and say how many fail, and how many do once a benchmark is slower. The same command continues after "
+        "an interruption, and more rounds add to those that are recorded.",
+        epilog="example: asv-gpu calibrate HEAD --rounds 60 --margin-percent 2",
+    )
+    calibration.add_argument("commit", nargs="?", default="HEAD", metavar="COMMIT", help="the code (%(default)s)")
+    calibration.add_argument("--rounds", type=_positive, default=60, metavar="N", help="pairs to measure (%(default)s)")
+    calibration.add_argument(
+        "--comparisons", type=_positive, default=10_000, metavar="N", help="to draw for each rate (%(default)s)"
+    )
+    _add_judging(calibration)
+    _add_measuring(calibration)
+    calibration.set_defaults(command=_calibrate)
+
     pages = commands.add_parser(
         "report",
         help="build the pages",
@@ -97,6 +91,34 @@ def _parser() -> argparse.ArgumentParser:
     )
     pages.set_defaults(command=_report)
     return parser
+
+
+def _add_judging(parser: argparse.ArgumentParser) -> None:
+    """Options of every command that judges without a policy."""
+    parser.add_argument(
+        "--margin-percent",
+        type=float,
+        default=compare.MARGIN_PERCENT,
+        metavar="P",
+        help="how much slower HEAD may be (%(default)s)",
+    )
+    parser.add_argument(
+        "--family-alpha",
+        type=float,
+        default=compare.FAMILY_ALPHA,
+        metavar="A",
+        help="greatest probability of a wrong verdict, over all benchmarks and looks (%(default)s)",
+    )
+    parser.add_argument(
+        "--max-rounds",
+        type=_positive,
+        default=verdict.MAX_ROUNDS,
+        metavar="N",
+        help="pairs of processes after which it stays undecided (%(default)s)",
+    )
+    parser.add_argument(
+        "--bench", metavar="REGEX", help="only benchmarks in seconds that match (default: every gputime_*)"
+    )
 
 
 def _add_measuring(parser: argparse.ArgumentParser) -> None:
@@ -177,6 +199,23 @@ def _gate(arguments: argparse.Namespace) -> int:
         if path:
             path.write_text(render(comparison), encoding="utf-8")
     return _show(comparison, arguments)
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    calibration = calibrate.calibrate(
+        arguments.config,
+        arguments.commit,
+        rounds=arguments.rounds,
+        comparisons=arguments.comparisons,
+        margin_percent=arguments.margin_percent,
+        family_alpha=arguments.family_alpha,
+        max_rounds=arguments.max_rounds,
+        bench=arguments.bench,
+        machine=arguments.machine,
+        timeout_seconds=arguments.timeout_seconds,
+    )
+    print(json.dumps(dataclasses.asdict(calibration), indent=2) if arguments.json else summary.rates(calibration))
+    return 0
 
 
 def _show(comparison: compare.Comparison, arguments: argparse.Namespace) -> int:

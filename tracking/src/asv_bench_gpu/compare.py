@@ -147,15 +147,21 @@ def compare(
     with project.locked(config) as conf:
         commits = project.resolve_one(conf, base, argument="BASE"), project.resolve_one(conf, head, argument="HEAD")
         opened = project.prepare(conf, bench=bench, machine=machine, timeout_seconds=timeout_seconds)
-        wanted = {"unit": "seconds"} if bench else {"type": "gputime"}
-        margins = {
-            key: margin_percent
-            for key, (name, _) in opened.places().items()
-            if wanted.items() <= opened.benchmarks[name].items()
-        }
-        if not margins:
-            raise UsageError(f"--bench: expected benchmarks that give seconds, got {', '.join(opened.benchmarks)}")
+        margins = dict.fromkeys(timed(opened, bench), margin_percent)
         return measure(opened, *commits, margins=margins, family_alpha=family_alpha, max_rounds=max_rounds)
+
+
+def timed(opened: Project, bench: str | None) -> list[str]:
+    """The benchmarks that `compare` compares.
+
+    Raises:
+        UsageError: there are none.
+    """
+    wanted = {"unit": "seconds"} if bench else {"type": "gputime"}
+    keys = [key for key, (name, _) in opened.places().items() if wanted.items() <= opened.benchmarks[name].items()]
+    if not keys:
+        raise UsageError(f"--bench: expected benchmarks that give seconds, got {', '.join(opened.benchmarks)}")
+    return keys
 
 
 def measure(
@@ -180,13 +186,13 @@ def measure(
     Raises:
         UsageError: numbers with which no verdict is possible, or a damaged record.
     """
-    session = _Session(opened, base, head, margins, limits or {}, family_alpha, max_rounds)
+    session = Session(opened, base, head, margins, limits or {}, family_alpha, max_rounds)
     session.run()
     return session.comparison
 
 
-class _Session:
-    """The state of one comparison."""
+class Session:
+    """The state of one comparison; arguments are as for `measure`."""
 
     def __init__(
         self,
@@ -222,9 +228,9 @@ class _Session:
     def run(self) -> None:
         """Look at pairs until there is a verdict, a problem, or no further round."""
         judged: list[Pair] = []
-        for pair in self._pairs():
+        for pair in self.pairs(self.comparison.max_rounds if self.margins else 0):
             clear = False
-            self.comparison.problems = self._problems(pair)
+            self.comparison.problems = self.problems(pair)
             if not self.comparison.problems:
                 if pair.base.round == 0:
                     self._begin(pair)
@@ -236,14 +242,17 @@ class _Session:
             if clear or self.comparison.problems:
                 return
 
-    def _pairs(self) -> Iterator[Pair]:
-        """One round after another, from the record or measured; the machine is warmed up before the first of these."""
+    def pairs(self, last: int) -> Iterator[Pair]:
+        """Rounds 0 to ``last``, from the record or measured; the machine is warmed up before the first of these.
+
+        It ends early, and the comparison is unsettled, where a round is disturbed in every attempt.
+        """
         recorded = project.recorded(journal.standing_pairs, self.record)
         usable = {
-            pair.base.round: pair for pair in recorded if not self._problems(pair) and not self._disturbances(pair)
+            pair.base.round: pair for pair in recorded if not self.problems(pair) and not self._disturbances(pair)
         }
         warm = False
-        for number in range(self.comparison.max_rounds + 1 if self.margins else 1):
+        for number in range(last + 1):
             if number in usable:
                 yield usable[number]
                 continue
@@ -262,7 +271,7 @@ class _Session:
             disturbances = self._disturbances(pair)
             if not disturbances:
                 return pair
-            project.say(f"round {number}/{self.comparison.max_rounds} does not count: {', '.join(disturbances)}")
+            project.say(f"round {number} does not count: {', '.join(disturbances)}")
         self.comparison.unsettled = ", ".join(disturbances)
         return None
 
@@ -276,13 +285,13 @@ class _Session:
         rounds = {}
         for side in SIDES if base_first else SIDES[::-1]:
             commit = getattr(self.comparison, side)
-            label = f"round {number}/{self.comparison.max_rounds}, {side} {commit[:8]}"
+            label = f"round {number}, {side} {commit[:8]}"
             rounds[side] = self.project.measure(commit, number, selected, label)
         pair = Pair(**rounds)
         journal.append(self.record, pair)
         return pair
 
-    def _problems(self, pair: Pair) -> dict[str, str]:
+    def problems(self, pair: Pair) -> dict[str, str]:
         """Why there is no verdict with this pair: benchmark or commit -> a message.
 
         What neither commit can measure here is no problem.
@@ -295,7 +304,7 @@ class _Session:
         }
         if failed:
             return failed
-        found = {side: _Found.of(entry) for side, entry in rounds.items()}
+        found = {side: Found.of(entry) for side, entry in rounds.items()}
         return {
             key: f"no figure of {side}: {found[side].reason(key)}"
             for key in (self.margins if pair.base.round else [*self.margins, *self.limits])
@@ -312,7 +321,7 @@ class _Session:
     def _begin(self, pair: Pair) -> None:
         """Take from round 0 what needs no clock, and what cannot be measured here."""
         comparison = self.comparison
-        base, head = _Found.of(pair.base), _Found.of(pair.head)
+        base, head = Found.of(pair.base), Found.of(pair.head)
         comparison.skipped = {key: base.skipped[key] for key in (*self.margins, *self.limits) if key in base.skipped}
         quantities = {
             key: Quantity(
@@ -332,7 +341,7 @@ class _Session:
     def _judge(self, pairs: list[Pair]) -> Verdict:
         """Look at all rounds so far."""
         comparison = self.comparison
-        found = [(_Found.of(pair.base).values, _Found.of(pair.head).values) for pair in pairs]
+        found = [(Found.of(pair.base).values, Found.of(pair.head).values) for pair in pairs]
         times = {
             key: [(base.get(key), head.get(key)) for base, head in found]
             for key in self.margins
@@ -364,7 +373,7 @@ class _Session:
 
 
 @dataclasses.dataclass
-class _Found:
+class Found:
     """What a round found, by benchmark."""
 
     values: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -372,7 +381,7 @@ class _Found:
     errors: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, entry: Round) -> _Found:
+    def of(cls, entry: Round) -> Found:
         """Read a round."""
         found = cls()
         for name, figures in entry.figures.items():

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 from tabulate import tabulate
 
+from asv_bench_gpu.calibrate import Calibration
 from asv_bench_gpu.compare import Comparison, Judged, Quantity, Row
 from asv_bench_gpu.report.text import quantity
 
@@ -57,6 +58,26 @@ def junit(comparison: Comparison) -> str:
     suite.attrib |= {"errors": str(counts["error"]), "skipped": str(counts["skipped"])}
     ElementTree.indent(suite)
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def rates(calibration: Calibration) -> str:
+    """A calibration, for a terminal."""
+    found = {"same code: false alarm": calibration.rates.false_alarms, "same code: pass": calibration.rates.passes}
+    for percent, rate in calibration.rates.detections.items():
+        found[f"one benchmark slower by {percent} %: found"] = rate
+    shares = {name: (rate.share, rate.low, rate.high) for name, rate in found.items()}
+    table = tabulate(
+        [(name, *(f"{100 * share:.2f} %" for share in of)) for name, of in shares.items()],
+        headers=["", "share", "at least", "at most"],
+        disable_numparse=True,
+    )
+    return (
+        f"{calibration.commit[:8]} on {calibration.machine}, margin {calibration.margin_percent:g} %, "
+        f"probability of a wrong verdict at most {calibration.family_alpha:g}: {calibration.comparisons} comparisons "
+        f"of {calibration.benchmarks} benchmarks in at most {calibration.max_rounds} rounds, "
+        f"drawn from {calibration.rounds} rounds\n\n{table}\n\n"
+        "Bounds with 95 % confidence, for these rounds: others would give other shares."
+    )
 
 
 def _headline(comparison: Comparison) -> str:

@@ -1,0 +1,239 @@
+"""How often would the gate be wrong on this machine? Measured with two builds of the same code.
+
+A commit is compared with its twin, another commit of the same tree: whatever differs is noise, of the machine or of
+the build. The rounds are kept like those of any comparison. Then many comparisons are drawn from them, with
+replacement, and each is judged as `asv_bench_gpu.compare` would judge it, until the first verdict: a "fail" is a false
+alarm. Once the times of one benchmark are multiplied, it is a detection. A round is drawn as a whole, so what its
+benchmarks have in common is kept; what neighbouring rounds have in common is not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from asv_bench_gpu import compare, journal, project, verdict
+from asv_bench_gpu.compare import Found, Session
+from asv_bench_gpu.project import UsageError
+
+Array = npt.NDArray[Any]
+
+SLOWDOWNS_PERCENT = (1, 2, 3, 5, 10)
+_BATCH = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """A share of comparisons, and between which rates it lies with 95 % confidence on either side.
+
+    The bounds (Clopper and Pearson) say what the number of draws leaves open, not what more rounds would have shown.
+    """
+
+    share: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, hits: int, trials: int) -> Rate:
+        """``hits`` of ``trials``."""
+        return cls(hits / trials, 1 - upper_bound(trials - hits, trials), upper_bound(hits, trials))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """What became of the comparisons.
+
+    Attributes:
+        false_alarms: share of those of the same code that fail.
+        passes: share of those of the same code that pass; the rest is undecided.
+        detections: slowdown of one benchmark in percent -> share of comparisons that fail.
+    """
+
+    false_alarms: Rate
+    passes: Rate
+    detections: dict[int, Rate]
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """What is known of the gate on a machine.
+
+    Attributes:
+        machine, commit: where, and of which code.
+        margin_percent, family_alpha, max_rounds: of the gate in question, as for `asv_bench_gpu.verdict.judge`.
+        benchmarks: how many are judged together.
+        rounds: how many were measured.
+        comparisons: how many were drawn, for each rate.
+        rates: what became of them.
+        record: where the rounds are kept; the calibration lies beside them.
+    """
+
+    machine: str
+    commit: str
+    margin_percent: float
+    family_alpha: float
+    max_rounds: int
+    benchmarks: int
+    rounds: int
+    comparisons: int
+    rates: Rates
+    record: str
+
+
+@dataclasses.dataclass
+class Looks:
+    """What each look at each comparison says: [comparisons, rounds, keys] or [comparisons, rounds], bool."""
+
+    fails: Array
+    passes: Array
+
+    @classmethod
+    def of(cls, above: Array, keys: int, family_alpha: float) -> Looks:
+        """Judge whether each round is ``above`` the margin, as one of ``keys`` benchmarks."""
+        rounds = np.arange(1, above.shape[1] + 1)[:, None]
+        to_fail = np.array(verdict.exceptions_allowed(family_alpha / keys, len(rounds)))[1:, None]
+        to_pass = np.array(verdict.exceptions_allowed(family_alpha, len(rounds)))[1:, None]
+        count = above.cumsum(axis=1, dtype=np.int16)
+        return cls(rounds - count <= to_fail, count <= to_pass)
+
+    def family(self) -> Looks:
+        """The verdict on all keys."""
+        return Looks(np.any(self.fails, axis=2), np.all(self.passes, axis=2))
+
+    def first(self) -> tuple[Array, Array, Array]:
+        """Whether a caller who stops at the first verdict gets a fail, a pass, and after how many rounds."""
+        decided = self.fails | self.passes
+        stop = np.where(decided.any(axis=1), decided.argmax(axis=1), decided.shape[1] - 1)
+        at_stop = np.arange(len(stop)), stop
+        return self.fails[at_stop], self.passes[at_stop], stop + 1
+
+
+def calibrate(
+    config: Path,
+    commit: str = "HEAD",
+    *,
+    rounds: int = 60,
+    comparisons: int = 10_000,
+    margin_percent: float = compare.MARGIN_PERCENT,
+    family_alpha: float = compare.FAMILY_ALPHA,
+    max_rounds: int = verdict.MAX_ROUNDS,
+    bench: str | None = None,
+    machine: str | None = None,
+    timeout_seconds: float = 900.0,
+) -> Calibration:
+    """Measure a commit against its twin, and draw comparisons from the rounds.
+
+    Args:
+        config: asv.conf.json of the project.
+        commit: the code.
+        rounds: how many to measure.
+        comparisons: how many to draw for each rate.
+        margin_percent, family_alpha, max_rounds, bench, machine, timeout_seconds: as for
+            `asv_bench_gpu.compare.compare`.
+
+    Raises:
+        UsageError: as for `asv_bench_gpu.compare.compare`; or rounds are missing, unverified or disturbed.
+    """
+    with project.locked(config) as conf:
+        commit = project.resolve_one(conf, commit, argument="COMMIT")
+        opened = project.prepare(conf, bench=bench, machine=machine, timeout_seconds=timeout_seconds)
+        margins = dict.fromkeys(compare.timed(opened, bench), margin_percent)
+        session = Session(opened, commit, _twin(conf, commit), margins, {}, family_alpha, max_rounds)
+        log_ratios = _log_ratios(session, rounds)
+        calibration = Calibration(
+            machine=opened.machine,
+            commit=commit,
+            margin_percent=margin_percent,
+            family_alpha=family_alpha,
+            max_rounds=max_rounds,
+            benchmarks=log_ratios.shape[1],
+            rounds=len(log_ratios),
+            comparisons=comparisons,
+            rates=draw(
+                log_ratios,
+                comparisons=comparisons,
+                margin_percent=margin_percent,
+                family_alpha=family_alpha,
+                max_rounds=max_rounds,
+            ),
+            record=str(session.record),
+        )
+        name = session.record.name.removesuffix(journal.PAIRS_SUFFIX) + ".calibration.json"
+        with journal.replacing(session.record.with_name(name)) as temporary:
+            temporary.write_text(json.dumps(dataclasses.asdict(calibration), indent=1))
+        return calibration
+
+
+def draw(log_ratios: Array, *, comparisons: int, margin_percent: float, family_alpha: float, max_rounds: int) -> Rates:
+    """Draw comparisons from rounds, [rounds, benchmarks], and judge each until the first verdict."""
+    rounds, keys = log_ratios.shape
+    limit = math.log1p(margin_percent / 100)
+    rng = np.random.default_rng(0)
+    fails = passes = 0
+    detected = dict.fromkeys(SLOWDOWNS_PERCENT, 0)
+    for start in range(0, comparisons, _BATCH):
+        number = min(_BATCH, comparisons - start)
+        drawn = log_ratios[rng.integers(rounds, size=(number, max_rounds))]
+        looks = Looks.of(drawn > limit, keys, family_alpha)
+        failing, passing, _ = looks.family().first()
+        fails += int(failing.sum())
+        passes += int(passing.sum())
+        # Benchmarks take turns in being the slower one.
+        slowed = np.arange(number), slice(None), np.arange(start, start + number) % keys
+        for percent in detected:
+            slower = Looks.of((drawn[slowed] + math.log1p(percent / 100) > limit)[..., None], keys, family_alpha)
+            looks.fails[slowed], looks.passes[slowed] = slower.fails[..., 0], slower.passes[..., 0]
+            detected[percent] += int(looks.family().first()[0].sum())
+    return Rates(
+        Rate.of(fails, comparisons),
+        Rate.of(passes, comparisons),
+        {percent: Rate.of(hits, comparisons) for percent, hits in detected.items()},
+    )
+
+
+def upper_bound(hits: int, trials: int) -> float:
+    """The largest rate at which ``hits`` or fewer of ``trials`` still have a probability of 5 %."""
+    if hits == trials:
+        return 1.0
+    counts = np.arange(hits + 1)
+    logs = np.array([math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1) for k in counts])
+    low, high = hits / trials, 1.0
+    for _ in range(50):
+        rate = (low + high) / 2
+        at_most = np.exp(logs + counts * math.log(rate) + (trials - counts) * math.log1p(-rate)).sum()
+        low, high = (rate, high) if at_most > 0.05 else (low, rate)
+    return high
+
+
+def _log_ratios(session: Session, rounds: int) -> Array:
+    """Of all benchmarks that can be measured here, [rounds, benchmarks]; round 0 is the warm-up."""
+    found = []
+    for pair in session.pairs(rounds):
+        for what, message in session.problems(pair).items():
+            raise UsageError(f"no calibration, {what}: {message.strip()}")
+        if pair.base.round:
+            found.append((Found.of(pair.base).values, Found.of(pair.head).values))
+        project.say(f"round {pair.base.round}/{rounds}, {pair.base.seconds + pair.head.seconds:.1f} s")
+    if session.comparison.unsettled:
+        raise UsageError(f"no calibration, the machine did not settle: {session.comparison.unsettled}")
+    keys = [key for key in session.margins if all(key in base and key in head for base, head in found)]
+    if not keys:
+        raise UsageError("no calibration: no benchmark can be measured here")
+    return np.log([[head[key] / base[key] for key in keys] for base, head in found])
+
+
+def _twin(conf: Any, commit: str) -> str:
+    """Another commit of the same tree, on no branch; always the same one, so that rounds can be added."""
+    identity = {"NAME": "asv-gpu", "EMAIL": "asv-gpu@localhost", "DATE": "2000-01-01T00:00:00Z"}
+    environ = {f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in identity.items()}
+    command = ["git", "-C", conf.repo, "commit-tree", f"{commit}^{{tree}}", "-p", commit, "-m", "Twin, to calibrate"]
+    made = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **environ})
+    return made.stdout.strip()
