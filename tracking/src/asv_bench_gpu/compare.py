@@ -277,9 +277,8 @@ class Session:
 
     def _measure(self, number: int) -> Pair:
         """Both commits, in the order that a coin says, which is the same whenever the round is measured again."""
-        keys = self.margins if number else [*self.margins, *self.limits]
         selected: dict[str, list[int]] = {}
-        for name, index in map(self.places.__getitem__, keys):
+        for name, index in (self.places[key] for key in self._keys(number)):
             selected.setdefault(name, []).append(index)
         base_first = random.Random(f"{self.identity} {number}").random() < 0.5  # noqa: S311  (a coin, no secret)
         rounds = {}
@@ -291,8 +290,12 @@ class Session:
         journal.append(self.record, pair)
         return pair
 
+    def _keys(self, number: int) -> list[str]:
+        """What a round measures."""
+        return [*self.margins] if number else [*self.margins, *self.limits]
+
     def problems(self, pair: Pair) -> dict[str, str]:
-        """Why there is no verdict with this pair: benchmark or commit -> a message.
+        """Why there is no verdict with this pair: what is wrong or missing -> a message.
 
         What neither commit can measure here is no problem.
         """
@@ -306,8 +309,8 @@ class Session:
             return failed
         found = {side: Found.of(entry) for side, entry in rounds.items()}
         return {
-            key: f"no figure of {side}: {found[side].reason(key)}"
-            for key in (self.margins if pair.base.round else [*self.margins, *self.limits])
+            f"{key} of {side}": found[side].why_missing(key)
+            for key in self._keys(pair.base.round)
             for side in SIDES
             if key not in found[side].values and not all(key in one.skipped for one in found.values())
         }
@@ -322,7 +325,7 @@ class Session:
         """Take from round 0 what needs no clock, and what cannot be measured here."""
         comparison = self.comparison
         base, head = Found.of(pair.base), Found.of(pair.head)
-        comparison.skipped = {key: base.skipped[key] for key in (*self.margins, *self.limits) if key in base.skipped}
+        comparison.skipped = {key: base.skipped[key] for key in self._keys(0) if key in base.skipped}
         quantities = {
             key: Quantity(
                 "fail" if head.values[key] - base.values[key] > limit else "pass",
@@ -394,7 +397,7 @@ class Found:
             found.errors.update((keys[int(index)], message) for index, message in figures.errors.items())
         return found
 
-    def reason(self, key: str) -> str:
+    def why_missing(self, key: str) -> str:
         """Why there is no figure."""
         return self.errors.get(key) or self.skipped.get(key) or "its suite does not have it"
 
