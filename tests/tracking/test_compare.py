@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -244,6 +245,22 @@ def test_half_a_line_is_a_round_to_be_measured(scripted):
     scripted.measured.clear()
     assert scripted.compare().verdict == "pass"
     assert scripted.rounds()[0] == [0, 3]
+
+
+def test_a_full_disk_keeps_the_finished_rounds(scripted):
+    record = Path(scripted.compare().record)
+    lines = record.read_bytes().splitlines(keepends=True)
+    record.unlink()
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (sum(map(len, lines[:2])) + 100, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            scripted.compare()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    scripted.measured.clear()
+    assert scripted.compare().verdict == "pass"
+    assert scripted.rounds()[0] == [0, 2, 3]
 
 
 def test_a_damaged_record_is_named_and_left_alone(scripted):

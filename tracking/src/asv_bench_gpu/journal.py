@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,13 @@ class Figures:
     skipped: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     errors: dict[str, str] = dataclasses.field(default_factory=dict)
     number: int | None = None
+
+    def __post_init__(self) -> None:
+        combinations = math.prod(map(len, self.params))
+        if len(self.values) != combinations or not all(isinstance(value, int | float | None) for value in self.values):
+            raise ValueError(f"expected {combinations} figures, got {self.values!r}")
+        if not self.skipped_indices | set(map(int, self.errors)) <= set(range(combinations)):
+            raise ValueError(f"expected indices of {combinations} figures, got {self.skipped!r} and {self.errors!r}")
 
     @property
     def skipped_indices(self) -> set[int]:
