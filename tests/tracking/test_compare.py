@@ -251,13 +251,13 @@ def test_a_full_disk_keeps_the_finished_rounds(scripted):
     record = Path(scripted.compare().record)
     lines = record.read_bytes().splitlines(keepends=True)
     record.unlink()
-    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (sum(map(len, lines[:2])) + 100, hard))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (sum(map(len, lines[:2])) + 100, before[1]))
     try:
         with pytest.raises(OSError, match="File too large"):
             scripted.compare()
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     scripted.measured.clear()
     assert scripted.compare().verdict == "pass"
     assert scripted.rounds()[0] == [0, 2, 3]
@@ -357,11 +357,13 @@ def test_a_benchmark_that_both_skip_later_is_no_pass(scripted):
     assert (comparison.exit_code, list(comparison.problems)) == (2, ["odd"])
 
 
-def test_nothing_measured_is_no_pass(scripted):
-    scripted.figures = {"gpu": lambda side, number: "needs a GPU", "number": lambda side, number: 7}
+@pytest.mark.parametrize(("skipped", "named"), [("time", "every time"), ("number", "every quantity")])
+def test_nothing_measured_is_no_pass(scripted, skipped, named):
+    scripted.figures = {"time": lambda side, number: 1e-6, "number": lambda side, number: 7}
+    scripted.figures[skipped] = lambda side, number: "needs a GPU"
     comparison = scripted.compare(limits={"number": 0})
     assert comparison.exit_code == 2
-    assert comparison.problems == {"every benchmark": "not measured here: needs a GPU"}
+    assert comparison.problems == {named: "not measured here: needs a GPU"}
     assert scripted.rounds()[0] == [0]
 
 

@@ -166,6 +166,23 @@ def test_junit_has_a_case_for_each_benchmark():
     assert {case.get("classname") for case in suite if "Rows" in case.get("name")} == {"order.Rows.gputime_rows"}
 
 
+@pytest.mark.parametrize(
+    ("fields", "outcomes"),
+    [
+        pytest.param({"rows": {"a": row()}}, [], id="pass"),
+        pytest.param({"rows": {"a": row("fail", 2.0)}}, ["failure"], id="fail"),
+        pytest.param({"rows": {"a": row("undecided")}}, ["error"], id="undecided"),
+        pytest.param({"rows": {"a": row()}, "problems": {"a of head": "out of memory"}}, ["error"], id="invalid"),
+        pytest.param({"quantities": MIXED.quantities, "unsettled": "SwPowerCap"}, ["failure", "error"], id="unsettled"),
+        pytest.param({"unsettled": "SwPowerCap"}, ["error"], id="never-settled"),
+    ],
+)
+def test_junit_is_green_for_a_pass_only(fields, outcomes):
+    suite = ElementTree.fromstring(summary.junit(comparison(**fields)))  # noqa: S314
+    assert [child.tag for case in suite for child in case] == outcomes
+    assert (comparison(**fields).exit_code == 0) == (outcomes == [])
+
+
 def test_junit_holds_what_xml_cannot():
     message = "\x1b[31mred\x00 & <tag>\nlast"
     suite = ElementTree.fromstring(  # noqa: S314

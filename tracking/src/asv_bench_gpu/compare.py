@@ -338,8 +338,9 @@ class Session:
             if key not in comparison.skipped
         }
         comparison.quantities = _worst_first(quantities, lambda quantity: quantity.head - quantity.base)
-        if self.margins and self.margins.keys() <= comparison.skipped.keys():
-            comparison.problems["every benchmark"] = f"not measured here: {next(iter(comparison.skipped.values()))}"
+        for what, keys in (("every time", self.margins), ("every quantity", self.limits)):
+            if keys and keys.keys() <= comparison.skipped.keys():
+                comparison.problems[what] = f"not measured here: {comparison.skipped[next(iter(keys))]}"
 
     def _judge(self, pairs: list[Pair]) -> Verdict:
         """Look at all rounds so far."""

@@ -47,6 +47,8 @@ def junit(comparison: Comparison) -> str:
         cases[name] = outcomes[number.verdict], f"{number.base:g} {number.unit} became {number.head:g}"
     cases |= {name: ("skipped", reason) for name, reason in comparison.skipped.items()}
     cases |= {name: ("error", message) for name, message in comparison.problems.items()}
+    if comparison.unsettled:
+        cases["the machine"] = "error", f"did not settle: {comparison.unsettled}"
 
     suite = ElementTree.Element("testsuite", name=f"asv-gpu {comparison.base[:8]}..{comparison.head[:8]}")
     for name, (outcome, message) in cases.items():
