@@ -8,7 +8,7 @@ import pytest
 from asv_bench_gpu import runner
 
 from tests.tracking.processes import TORCH_WITHOUT_GPU, once
-from tests.tracking.tiny_project import TinyProject
+from tests.tracking.tiny_project import CLOCKED_SUITE, TinyProject
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +56,10 @@ def tiny(measured):
     """The same with nothing measured yet."""
     shutil.rmtree(measured.results)
     return measured
+
+
+@pytest.fixture
+def clocked(tiny):
+    """That with a suite whose clock has no noise."""
+    tiny.write_suite(CLOCKED_SUITE)
+    return tiny

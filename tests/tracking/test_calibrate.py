@@ -69,27 +69,21 @@ def test_upper_bounds(hits, trials, bound):
     assert upper_bound(hits, trials) == pytest.approx(bound, rel=1e-6)
 
 
-@pytest.fixture
-def clocked(tiny):
-    tiny.write_suite(CLOCKED_SUITE)
-    return tiny
-
-
 def calibrated(project, *, rounds=2, **options):
     small = {"family_alpha": 0.25, "max_rounds": 6, "comparisons": 100}
     return calibrate.calibrate(project.config, "first", rounds=rounds, machine=MACHINE, **{**small, **options})
 
 
 def test_a_commit_is_measured_with_its_twin_in_as_many_rounds_as_asked_for(clocked):
-    before = clocked._git("for-each-ref")
+    before = clocked.git("for-each-ref")
     calibration = calibrated(clocked)
     record = clocked.folder / calibration.record
     pairs = journal.standing_pairs(record)
     assert [pair.base.round for pair in pairs] == [0, 1, 2]
     ((base, head),) = {(pair.base.commit, pair.head.commit) for pair in pairs}
     assert base == clocked.hash("first") != head
-    assert clocked._git("rev-parse", f"{base}^{{tree}}") == clocked._git("rev-parse", f"{head}^{{tree}}")
-    assert clocked._git("for-each-ref") == before
+    assert clocked.git("rev-parse", f"{base}^{{tree}}") == clocked.git("rev-parse", f"{head}^{{tree}}")
+    assert clocked.git("for-each-ref") == before
     assert (calibration.rounds, calibration.benchmarks, calibration.rates.false_alarms.share) == (2, 2, 0)
     (kept,) = record.parent.glob("*.json")
     assert json.loads(kept.read_text()) == json.loads(json.dumps(dataclasses.asdict(calibration)))

@@ -452,12 +452,6 @@ def test_numbers_without_a_verdict_are_refused_before_anything_is_measured(scrip
     assert scripted.measured == []
 
 
-@pytest.fixture
-def clocked(tiny):
-    tiny.write_suite(CLOCKED_SUITE)
-    return tiny
-
-
 def compared(project, *arguments):
     """`asv-gpu compare` as a process of its own: exit code, what it says as JSON, stderr."""
     options = ["--machine", MACHINE, "--family-alpha", "0.25", "--max-rounds", "6", "--json"]

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 from asv_bench_gpu import cli, compare, gate, project
 
-from tests.tracking.tiny_project import CLOCKED_SUITE, MACHINE, SAME, TRACK, VALUE
+from tests.tracking.tiny_project import MACHINE, SAME, TRACK, VALUE
 
 TODAY = datetime.date.today()
 TOMORROW, YESTERDAY = (TODAY + datetime.timedelta(days) for days in (1, -1))
@@ -33,12 +33,6 @@ def written(tmp_path):
         return path
 
     return write
-
-
-@pytest.fixture
-def clocked(tiny):
-    tiny.write_suite(CLOCKED_SUITE)
-    return tiny
 
 
 @pytest.fixture
@@ -221,7 +215,7 @@ def test_the_baseline_with_itself_needs_no_waiver(clocked, written):
 )
 def test_the_baseline_is_the_last_release(clocked, written, asked, head, baseline):
     for number, name in enumerate(("first", "second")):
-        clocked._git("tag", f"v{number}", name)
+        clocked.git("tag", f"v{number}", name)
     path = written("baseline_tags = 'v*'\n", SUITE)
     gate.gate(clocked.config, path, head, machine=MACHINE)
     assert (asked[0]["base"], asked[0]["head"]) == (clocked.hash(baseline), clocked.hash(head))

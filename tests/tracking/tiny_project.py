@@ -151,16 +151,16 @@ class TinyProject:
         self._write("pyproject.toml", _PYPROJECT)
         self._write("torch.py", TORCH_WITHOUT_GPU)
         self._write(".gitignore", "/.asv/\n/results/\n/benchmarks/\n/asv.conf.json\n")
-        self._git("init", "--quiet")
+        self.git("init", "--quiet")
         for name, source in COMMITS.items():
             if source is None:
                 self._write("pyproject.toml", _PYPROJECT.replace("setuptools.build_meta", "no_such_backend"))
             else:
                 self._write("pyproject.toml", _PYPROJECT)
                 self._write("tiny.py", source)
-            self._git("add", ".")
-            self._git("commit", "--quiet", "--message", name)
-            self._git("tag", name)
+            self.git("add", ".")
+            self.git("commit", "--quiet", "--message", name)
+            self.git("tag", name)
         self._write("asv.conf.json", json.dumps(_CONFIG))
         self._write("benchmarks/__init__.py", "")
         self.write_suite(SUITE)
@@ -169,10 +169,10 @@ class TinyProject:
         self._write("benchmarks/suite.py", source)
 
     def hash(self, name: str) -> str:
-        return self._git("rev-parse", f"{name}^{{commit}}").strip()
+        return self.git("rev-parse", f"{name}^{{commit}}").strip()
 
     def name(self, commit: str) -> str:
-        return self._git("describe", "--tags", "--exact-match", commit).strip()
+        return self.git("describe", "--tags", "--exact-match", commit).strip()
 
     def run(self, commits: str = "first", *, rounds: int = 1, **options) -> runner.Summary:
         return runner.run(self.config, commits, machine=MACHINE, rounds=rounds, **options)
@@ -206,7 +206,7 @@ class TinyProject:
     def _path(self, name: str, suffix: str) -> Path:
         return self.results / MACHINE / f"{self.hash(name)[:8]}-{ENVIRONMENT}{suffix}"
 
-    def _git(self, *arguments: str) -> str:
+    def git(self, *arguments: str) -> str:
         environ = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
         return subprocess.run(
             [*_GIT, *arguments], cwd=self.folder, env=environ, check=True, capture_output=True, text=True
