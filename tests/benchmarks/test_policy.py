@@ -4,7 +4,8 @@ import re
 
 import pytest
 from asv.config import Config
-from asv_bench_gpu import gate, project
+from asv_bench_gpu import project
+from asv_bench_gpu.policy import Policy
 
 from benchmarks import codegen, flat, order, shapes
 from tests.tracking.processes import ROOT
@@ -18,7 +19,7 @@ def limits(tmp_path_factory):
         conf = Config.load("asv.conf.json")
         conf.results_dir = str(tmp_path_factory.mktemp("results"))
         opened = project.Project(conf, None, None, project._discover(conf, None), "machine", 1.0)
-    return gate._limits(gate.Policy.read(ROOT / "gate.toml"), opened)
+    return Policy.read(ROOT / "gate.toml").limits(opened)
 
 
 def test_every_shape_of_the_deterministic_strategies_has_a_margin(limits):

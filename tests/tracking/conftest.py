@@ -63,3 +63,15 @@ def clocked(tiny):
     """That with a suite whose clock has no noise."""
     tiny.write_suite(CLOCKED_SUITE)
     return tiny
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Write a policy; returns its path."""
+
+    def write(*parts):
+        path = tmp_path / "gate.toml"
+        path.write_text("".join(parts))
+        return path
+
+    return write

@@ -1,6 +1,5 @@
 """Rates worked by hand, and a real calibration with a clock that has no noise; `test_simulate_verdict` has the rest."""
 
-import dataclasses
 import json
 import subprocess
 
@@ -9,9 +8,14 @@ import pytest
 from asv_bench_gpu import calibrate, journal, project
 from asv_bench_gpu.calibrate import Rate, draw, upper_bound
 
+from tests.tracking.policies import BASELINE, QUANTITY, SMALL, SUITE
 from tests.tracking.tiny_project import CLOCKED_SUITE, MACHINE
 
-USUAL = {"comparisons": 250, "margin_percent": 2, "family_alpha": 0.01, "max_rounds": 40}
+
+def rates(log_ratios, *, margin_percent=2, comparisons=250, family_alpha=0.01, max_rounds=40):
+    """Of benchmarks that are the columns, with one margin."""
+    columns = {str(number): column for number, column in enumerate(np.array(log_ratios).T)}
+    return draw(columns, dict.fromkeys(columns, margin_percent), comparisons, family_alpha, max_rounds)
 
 
 def shares(rates):
@@ -19,20 +23,25 @@ def shares(rates):
 
 
 def test_without_noise_every_verdict_is_right():
-    assert shares(draw(np.zeros((3, 7)), **USUAL)) == (0, 1, {1: 0, 2: 0, 3: 1, 5: 1, 10: 1})
+    assert shares(rates(np.zeros((3, 7)))) == (0, 1, {1: 0, 2: 0, 3: 1, 5: 1, 10: 1})
+
+
+def test_each_benchmark_has_its_margin():
+    found = draw({"strict": np.zeros(3), "lenient": np.zeros(3)}, {"strict": 2, "lenient": 4}, 100, 0.01, 40)
+    # They take turns in being slower.
+    assert shares(found) == (0, 1, {1: 0, 2: 0, 3: 0.5, 5: 1, 10: 1})
 
 
 def test_a_twin_that_is_slower_in_every_round_is_a_false_alarm():
     log_ratios = np.zeros((3, 7))
     log_ratios[:, 4] = np.log(1.03)
-    assert shares(draw(log_ratios, **USUAL))[:2] == (1, 0)
+    assert shares(rates(log_ratios))[:2] == (1, 0)
 
 
 def test_a_benchmark_that_is_hidden_by_its_noise_is_not_found():
     # The first of two is now faster, now slower, by much more than the margin; the second has no noise.
-    log_ratios = np.array([[-0.5, 0.0], [0.5, 0.0]])
-    alarms, passes, detections = shares(draw(log_ratios, **USUAL))
-    # They take turns in being slower, so the half in which the second one is would be found.
+    alarms, passes, detections = shares(rates([[-0.5, 0.0], [0.5, 0.0]]))
+    # In half of the comparisons the second one is the slower.
     assert detections[3] == pytest.approx(0.5, abs=0.05)
     # As a coin, the first gives a pass with a probability of 1 % at most, and a false alarm with half of that.
     assert alarms < 0.03
@@ -40,16 +49,15 @@ def test_a_benchmark_that_is_hidden_by_its_noise_is_not_found():
 
 
 def test_a_round_is_drawn_as_a_whole():
-    # In one round of two, all benchmarks are slow. Drawn one by one, some of 40 would be above the margin more often.
-    log_ratios = np.array([[0.1] * 40, [-0.1] * 40])
-    rates = draw(log_ratios, **{**USUAL, "comparisons": 4000, "family_alpha": 0.5, "max_rounds": 12})
+    # In one round of two, all benchmarks are slow.
+    found = rates([[0.1] * 40, [-0.1] * 40], comparisons=4000, family_alpha=0.5, max_rounds=12)
     # Each fails with alpha / 40 at most, and all do so together; independent ones would come near alpha.
-    assert rates.false_alarms.share < 0.5 / 40 + 0.005
+    assert found.false_alarms.share < 0.5 / 40 + 0.005
 
 
 def test_rates_are_the_same_again():
     log_ratios = np.random.default_rng(1).normal(0, 0.01, (20, 5))
-    assert draw(log_ratios, **USUAL) == draw(log_ratios, **USUAL)
+    assert rates(log_ratios) == rates(log_ratios)
 
 
 def test_bounds_hold_the_share():
@@ -69,14 +77,20 @@ def test_upper_bounds(hits, trials, bound):
     assert upper_bound(hits, trials) == pytest.approx(bound, rel=1e-6)
 
 
-def calibrated(project, *, rounds=2, **options):
-    small = {"family_alpha": 0.25, "max_rounds": 6, "comparisons": 100}
-    return calibrate.calibrate(project.config, "first", rounds=rounds, machine=MACHINE, **{**small, **options})
+@pytest.fixture
+def calibrated(clocked, written):
+    """Calibrate the gate of a policy with the commit "first"."""
+
+    def calibrated(*, rounds=2, margin_percent=3):
+        policy = written(BASELINE, SMALL, SUITE.replace("3", str(margin_percent)))
+        return calibrate.calibrate(clocked.config, policy, "first", rounds=rounds, comparisons=100, machine=MACHINE)
+
+    return calibrated
 
 
-def test_a_commit_is_measured_with_its_twin_in_as_many_rounds_as_asked_for(clocked):
+def test_a_commit_is_measured_with_its_twin_in_as_many_rounds_as_asked_for(clocked, calibrated):
     before = clocked.git("for-each-ref")
-    calibration = calibrated(clocked)
+    calibration = calibrated()
     record = clocked.folder / calibration.record
     pairs = journal.standing_pairs(record)
     assert [pair.base.round for pair in pairs] == [0, 1, 2]
@@ -86,13 +100,13 @@ def test_a_commit_is_measured_with_its_twin_in_as_many_rounds_as_asked_for(clock
     assert clocked.git("for-each-ref") == before
     assert (calibration.rounds, calibration.benchmarks, calibration.rates.false_alarms.share) == (2, 2, 0)
     (kept,) = record.parent.glob("*.json")
-    assert json.loads(kept.read_text()) == json.loads(json.dumps(dataclasses.asdict(calibration)))
+    assert calibrate.Calibration.read(kept) == calibration
 
 
-def test_more_rounds_add_to_those_that_are_recorded(clocked):
-    first = calibrated(clocked)
+def test_more_rounds_add_to_those_that_are_recorded(clocked, calibrated):
+    first = calibrated()
     # More than the gate will have in one comparison.
-    more = calibrated(clocked, rounds=8, margin_percent=1)
+    more = calibrated(rounds=8, margin_percent=1)
     assert (more.record, more.rounds) == (first.record, 8)
     pairs = journal.standing_pairs(clocked.folder / more.record)
     assert [pair.base.round for pair in pairs] == [0, 1, 2, 0, 3, 4, 5, 6, 7, 8]
@@ -112,23 +126,34 @@ def test_more_rounds_add_to_those_that_are_recorded(clocked):
         ),
     ],
 )
-def test_without_figures_there_is_no_calibration(clocked, change, message):
+def test_without_figures_there_is_no_calibration(clocked, calibrated, change, message):
     assert change[0] in CLOCKED_SUITE
     clocked.write_suite(CLOCKED_SUITE.replace(*change))
     with pytest.raises(project.UsageError, match=f"(?s)^no calibration.*{message}"):
-        calibrated(clocked)
+        calibrated()
     assert not list((clocked.results / MACHINE / "comparisons").glob("*.json"))
 
 
-def test_a_real_command(clocked):
-    options = ["--rounds", "1", "--comparisons", "50", "--machine", MACHINE]
-    done = subprocess.run(clocked.command("first", *options, command="calibrate"), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
-    assert lines[0].startswith(f"{clocked.hash('first')[:8]} on {MACHINE}, margin 3 %, ")
+def test_numbers_alone_cannot_be_calibrated(clocked, written):
+    policy = written(BASELINE, QUANTITY)
+    with pytest.raises(project.UsageError, match=rf"^{policy}: expected a \[\[suite\]\]"):
+        calibrate.calibrate(clocked.config, policy, machine=MACHINE)
+
+
+def test_a_real_command_and_the_gate_that_quotes_it(clocked, written):
+    options = ["--policy", str(written(BASELINE, SMALL, SUITE)), "--machine", MACHINE, "--json"]
+
+    def output(command, *arguments):
+        done = subprocess.run(clocked.command(*arguments, command=command), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    shown = output("calibrate", "first", "--rounds", "1", "--comparisons", "50", *options[:-1])
+    lines = [" ".join(line.split()) for line in shown.splitlines()]
+    assert lines[0].startswith(f"{clocked.hash('first')[:8]} on {MACHINE}: 50 comparisons of 2 benchmarks")
     assert "same code: false alarm 0.00 % 0.00 % 5.82 %" in lines
     assert "one benchmark slower by 5 %: found 100.00 % 94.18 % 100.00 %" in lines
-    again = subprocess.run(
-        clocked.command("first", *options, "--json", command="calibrate"), capture_output=True, text=True
-    )
-    assert json.loads(again.stdout)["rates"]["detections"]["5"]["share"] == 1
+    found = json.loads(output("calibrate", "first", "--rounds", "1", "--comparisons", "500", *options))
+    assert found["rates"]["detections"]["5"]["share"] == 1
+    quoted = json.loads(output("gate", "first", *options))["calibration"]
+    assert quoted == "false alarms at most 0.60 %; least slowdown found with 95 %: 5 % (1 rounds)"

@@ -244,16 +244,15 @@ def test_calibrate_passes_everything_on(call, monkeypatch):
     def pretend(*arguments, **options):
         calls.append((arguments, options))
         rate = calibrate.Rate(0.5, 0.4, 0.6)
-        return calibrate.Calibration("m", "c" * 40, 2, 0.05, 30, 9, 50, 70, calibrate.Rates(rate, rate, {3: rate}), "r")
+        rates = calibrate.Rates(rate, rate, {3: rate})
+        return calibrate.Calibration("m", "c" * 40, {"a": 2}, 0.05, 30, 9, 50, 70, rates, "record")
 
     monkeypatch.setattr(calibrate, "calibrate", pretend)
-    options = ["--margin-percent", "2", "--family-alpha", "0.05", "--max-rounds", "30"]
-    code, shown, _ = call("calibrate", "v1", "--rounds", "50", "--comparisons", "70", *options)
+    code, shown, _ = call("calibrate", "v1", "--rounds", "50", "--comparisons", "70", "--policy", "x.toml")
     assert code == 0
     assert re.search(r"one benchmark slower by 3 %: found +50\.00 % +40\.00 % +60\.00 %", shown)
-    expected = {"rounds": 50, "comparisons": 70, "margin_percent": 2.0, "family_alpha": 0.05, "max_rounds": 30}
-    expected |= {"bench": None, "machine": None, "timeout_seconds": 900.0}
-    assert calls == [((Path("asv.conf.json"), "v1"), expected)]
+    options = {"rounds": 50, "comparisons": 70, "machine": None, "timeout_seconds": 900.0}
+    assert calls == [((Path("asv.conf.json"), Path("x.toml"), "v1"), options)]
 
 
 @pytest.mark.parametrize(

@@ -1,38 +1,14 @@
-import datetime
+import dataclasses
+import json
 import subprocess
 import sys
 from xml.etree import ElementTree
 
 import pytest
-from asv_bench_gpu import cli, compare, gate, project
+from asv_bench_gpu import calibrate, cli, compare, gate, project, summary
 
+from tests.tracking.policies import BASELINE, QUANTITY, SMALL, SUITE, TODAY, TOMORROW, YESTERDAY, waiver
 from tests.tracking.tiny_project import MACHINE, SAME, TRACK, VALUE
-
-TODAY = datetime.date.today()
-TOMORROW, YESTERDAY = (TODAY + datetime.timedelta(days) for days in (1, -1))
-BASELINE = 'baseline_commit = "first"\n'
-SUITE = "[[suite]]\nbenchmarks = 'gputime_work'\nmargin_percent = 3\n"
-QUANTITY = "[[quantity]]\nbenchmarks = 'track_value'\nmax_increase = 0\n"
-SMALL = "family_alpha = 0.25\nmax_rounds = 6\n"
-
-
-def waiver(benchmark=VALUE, limit=60, commit="second", expires=TOMORROW):
-    return (
-        f'[[waiver]]\nbenchmark = "{benchmark}"\nlimit = {limit}\nreason = "worth it"\n'
-        f'commit = "{commit}"\nexpires = {expires}\n'
-    )
-
-
-@pytest.fixture
-def written(tmp_path):
-    """Write a policy; returns its path."""
-
-    def write(*parts):
-        path = tmp_path / "gate.toml"
-        path.write_text("".join(parts))
-        return path
-
-    return write
 
 
 @pytest.fixture
@@ -46,86 +22,6 @@ def asked(monkeypatch):
 
     monkeypatch.setattr(compare, "measure", measure)
     return calls
-
-
-def test_reads_everything(written):
-    policy = gate.Policy.read(written(BASELINE, SMALL, SUITE, SUITE.replace("3", "4.5"), QUANTITY, waiver()))
-    assert policy == gate.Policy(
-        baseline_commit="first",
-        family_alpha=0.25,
-        max_rounds=6,
-        suite=(
-            gate.Suite(benchmarks="gputime_work", margin_percent=3),
-            gate.Suite(benchmarks="gputime_work", margin_percent=4.5),
-        ),
-        quantity=(gate.Quantity(benchmarks="track_value", max_increase=0),),
-        waiver=(gate.Waiver(benchmark=VALUE, limit=60, reason="worth it", commit="second", expires=TOMORROW),),
-    )
-
-
-def test_what_is_not_said_is_as_for_compare(written):
-    policy = gate.Policy.read(written(BASELINE, SUITE))
-    assert (policy.family_alpha, policy.max_rounds, policy.quantity, policy.waiver) == (0.01, 40, (), ())
-
-
-LIMIT = "expected a finite number of at least 0, got"
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        pytest.param("=", "Invalid statement", id="no-toml"),
-        pytest.param(
-            BASELINE + "margin = 3\n" + SUITE, "margin: expected one of baseline_tags, .*got margin = 3", id="key"
-        ),
-        pytest.param(SUITE, "expected either baseline_tags or baseline_commit", id="no-baseline"),
-        pytest.param(BASELINE + "baseline_tags = 'v*'\n" + SUITE, "expected either baseline_tags", id="two-baselines"),
-        pytest.param("baseline_commit = ' '\n" + SUITE, "baseline_commit: expected text, got ' '", id="blank"),
-        pytest.param(BASELINE, r"expected a \[\[suite\]\] or a \[\[quantity\]\]", id="nothing"),
-        pytest.param(BASELINE + "family_alpha = 1\n" + SUITE, "family_alpha: expected a number above 0", id="alpha"),
-        pytest.param(BASELINE + "max_rounds = 9.5\n" + SUITE, "max_rounds: expected a whole number", id="rounds"),
-        pytest.param(BASELINE + "max_rounds = true\n" + SUITE, "max_rounds: expected a whole number", id="rounds-bool"),
-        pytest.param(BASELINE + "suite = 3\n", r"suite: expected tables \[\[suite\]\], got 3", id="suite-no-table"),
-        pytest.param(BASELINE + "suite = [3]\n", r"suite: expected tables \[\[suite\]\], got \[3\]", id="suite-number"),
-        pytest.param(BASELINE + SUITE.replace("3", "-3"), rf"suite\[1\]\.margin_percent: {LIMIT} -3", id="negative"),
-        pytest.param(BASELINE + SUITE.replace("3", "nan"), rf"suite\[1\]\.margin_percent: {LIMIT} nan", id="nan"),
-        pytest.param(BASELINE + SUITE.replace("3", "'3'"), rf"suite\[1\]\.margin_percent: {LIMIT} '3'", id="text"),
-        pytest.param(
-            BASELINE + SUITE.replace("margin_percent = 3\n", ""),
-            rf"suite\[1\]\.margin_percent: {LIMIT} nothing",
-            id="missing",
-        ),
-        pytest.param(
-            BASELINE + SUITE.replace("gputime", "("),
-            r"suite\[1\]\.benchmarks: expected a regular expression, got '\(_work'",
-            id="regex",
-        ),
-        pytest.param(
-            BASELINE + SUITE + QUANTITY + QUANTITY.replace("0", "inf"),
-            rf"quantity\[2\]\.max_increase: {LIMIT} inf",
-            id="second",
-        ),
-        pytest.param(
-            BASELINE + SUITE + waiver(expires="'2027-01-31'"),
-            r"waiver\[1\]\.expires: expected a date such as 2027-01-31, got '2027",
-            id="date-as-text",
-        ),
-        pytest.param(
-            BASELINE + SUITE + waiver(expires="2027-01-31T00:00:00"),
-            r"waiver\[1\]\.expires: expected a date",
-            id="date-and-time",
-        ),
-        pytest.param(
-            BASELINE + SUITE + waiver().replace("worth it", ""),
-            r"waiver\[1\]\.reason: expected text, got ''",
-            id="no-reason",
-        ),
-    ],
-)
-def test_what_is_no_policy_is_refused_with_key_value_and_what_was_expected(written, tiny, text, message):
-    path = written(text)
-    with pytest.raises(project.UsageError, match=f"^{path}: {message}"):
-        gate.gate(tiny.config, path)
 
 
 def test_a_policy_becomes_a_comparison(clocked, written, asked):
@@ -273,6 +169,61 @@ def test_a_commit_that_fails_verification_is_not_released(command_line):
     assert shown.startswith("INVALID: ")
     assert "VerificationError: the answer: it is wrong" in markdown
     assert ElementTree.fromstring(junit).get("errors") == "1"  # noqa: S314
+
+
+def calibration(**changes):
+    rate = calibrate.Rate(0.0, 0.0, 0.0002)
+    found = calibrate.Rate(1.0, 0.999, 1.0)
+    rates = calibrate.Rates(rate, found, {1: rate, 3: dataclasses.replace(found, low=0.94), 5: found})
+    policy = {"margins": {SAME: 3, VALUE: 3}, "family_alpha": 0.25, "max_rounds": 6}
+    described = {"machine": MACHINE, "commit": "c" * 40, **policy, "benchmarks": 2, "rounds": 60, "comparisons": 9}
+    return calibrate.Calibration(**{**described, "rates": rates, "record": "record", **changes})
+
+
+OFTEN = calibrate.Rate(0.5, 0.4, 0.6)
+FOUND = "false alarms at most 0.02 %; least slowdown found with 95 %: 5 % (60 rounds)"
+NONE = "none of this policy on this machine"
+
+
+@pytest.mark.parametrize(
+    ("calibrations", "told"),
+    [
+        pytest.param([], NONE, id="none"),
+        pytest.param([calibration()], FOUND, id="one"),
+        pytest.param([calibration(rounds=20), calibration(), calibration(rounds=30)], FOUND, id="most-rounds"),
+        pytest.param([calibration(margins={SAME: 3, VALUE: 5})], NONE, id="another-margin"),
+        pytest.param([calibration(max_rounds=7)], NONE, id="other-rounds"),
+        pytest.param([calibration(family_alpha=0.2)], NONE, id="another-alpha"),
+        pytest.param(
+            [calibration(rates=calibrate.Rates(OFTEN, OFTEN, {10: OFTEN}))],
+            "false alarms at most 60.00 %, which is MORE than the 25 % of the policy; "
+            "least slowdown found with 95 %: more than 10 % (60 rounds)",
+            id="not-supported",
+        ),
+    ],
+)
+def test_says_what_is_known_of_its_rates_of_error(clocked, written, asked, calibrations, told):
+    folder = clocked.results / MACHINE / "comparisons"
+    folder.mkdir(parents=True)
+    for number, one in enumerate(calibrations):
+        (folder / f"{number}.calibration.json").write_text(json.dumps(dataclasses.asdict(one)))
+    policy = written(BASELINE, SMALL, SUITE, waiver())
+    comparison = gate.gate(clocked.config, policy, "second", machine=MACHINE)
+    assert comparison.calibration == told
+    assert summary.text(comparison).splitlines()[-1] == f"calibration: {told}"
+
+
+def test_numbers_alone_need_no_calibration(clocked, written, asked):
+    assert gate.gate(clocked.config, written(BASELINE, QUANTITY), "second", machine=MACHINE).calibration == ""
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", "{}", '{"rates": {"detections": {"x": {}}}}'])
+def test_a_damaged_calibration_is_named(clocked, written, asked, damage):
+    folder = clocked.results / MACHINE / "comparisons"
+    folder.mkdir(parents=True)
+    (folder / "a.calibration.json").write_text(damage)
+    with pytest.raises(project.UsageError, match=r"^damaged calibration .*a\.calibration\.json"):
+        gate.gate(clocked.config, written(BASELINE, SUITE), "second", machine=MACHINE)
 
 
 def test_no_policy(clocked, tmp_path):

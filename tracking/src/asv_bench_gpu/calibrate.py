@@ -2,7 +2,7 @@
 
 A commit is compared with its twin, another commit of the same tree: whatever differs is noise, of the machine or of
 the build. The rounds are kept like those of any comparison. Then many comparisons are drawn from them, with
-replacement, and each is judged as `asv_bench_gpu.compare` would judge it, until the first verdict: a "fail" is a false
+replacement, and each is judged as `asv_bench_gpu.gate` would judge it, until the first verdict: a "fail" is a false
 alarm. Once the times of one benchmark are multiplied, it is a detection. A round is drawn as a whole, so what its
 benchmarks have in common is kept; what neighbouring rounds have in common is not.
 """
@@ -14,19 +14,22 @@ import json
 import math
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from asv_bench_gpu import compare, journal, project, verdict
+from asv_bench_gpu import journal, project, verdict
 from asv_bench_gpu.compare import Found, Session
-from asv_bench_gpu.project import UsageError
+from asv_bench_gpu.policy import Policy, blaming
+from asv_bench_gpu.project import Project, UsageError
 
 Array = npt.NDArray[Any]
 
 SLOWDOWNS_PERCENT = (1, 2, 3, 5, 10)
+_SUFFIX = ".calibration.json"
 _BATCH = 100
 
 
@@ -68,8 +71,8 @@ class Calibration:
 
     Attributes:
         machine, commit: where, and of which code.
-        margin_percent, family_alpha, max_rounds: of the gate in question, as for `asv_bench_gpu.verdict.judge`.
-        benchmarks: how many are judged together.
+        margins, family_alpha, max_rounds: of the gate, as for `asv_bench_gpu.verdict.judge`.
+        benchmarks: how many can be measured on the machine, and are judged together.
         rounds: how many were measured.
         comparisons: how many were drawn, for each rate.
         rates: what became of them.
@@ -78,7 +81,7 @@ class Calibration:
 
     machine: str
     commit: str
-    margin_percent: float
+    margins: dict[str, float]
     family_alpha: float
     max_rounds: int
     benchmarks: int
@@ -86,6 +89,31 @@ class Calibration:
     comparisons: int
     rates: Rates
     record: str
+
+    @classmethod
+    def read(cls, path: Path) -> Calibration:
+        """Read what `calibrate` wrote.
+
+        Raises:
+            UsageError: the file is damaged.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            rates = data.pop("rates")
+            detections = {int(percent): Rate(**rate) for percent, rate in rates.pop("detections").items()}
+            rates = Rates(**{name: Rate(**rate) for name, rate in rates.items()}, detections=detections)
+            return cls(**data, rates=rates)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"damaged calibration {path}: {error}; calibrate again") from error
+
+    def in_words(self) -> str:
+        """What a gate's reader must know."""
+        found = [percent for percent, rate in self.rates.detections.items() if rate.low >= 0.95]
+        slowdown = f"{min(found)} %" if found else f"more than {max(self.rates.detections)} %"
+        alarms = f"{100 * self.rates.false_alarms.high:.2f} %"
+        if self.rates.false_alarms.high > self.family_alpha:
+            alarms += f", which is MORE than the {100 * self.family_alpha:g} % of the policy"
+        return f"false alarms at most {alarms}; least slowdown found with 95 %: {slowdown} ({self.rounds} rounds)"
 
 
 @dataclasses.dataclass
@@ -118,14 +146,11 @@ class Looks:
 
 def calibrate(
     config: Path,
+    policy: Path,
     commit: str = "HEAD",
     *,
     rounds: int = 60,
     comparisons: int = 10_000,
-    margin_percent: float = compare.MARGIN_PERCENT,
-    family_alpha: float = compare.FAMILY_ALPHA,
-    max_rounds: int = verdict.MAX_ROUNDS,
-    bench: str | None = None,
     machine: str | None = None,
     timeout_seconds: float = 900.0,
 ) -> Calibration:
@@ -133,63 +158,82 @@ def calibrate(
 
     Args:
         config: asv.conf.json of the project.
+        policy: file with the gate's policy.
         commit: the code.
         rounds: how many to measure.
         comparisons: how many to draw for each rate.
-        margin_percent, family_alpha, max_rounds, bench, machine, timeout_seconds: as for
-            `asv_bench_gpu.compare.compare`.
+        machine, timeout_seconds: as for `asv_bench_gpu.compare.compare`.
 
     Raises:
-        UsageError: as for `asv_bench_gpu.compare.compare`; or rounds are missing, unverified or disturbed.
+        UsageError: as for `asv_bench_gpu.gate.gate`; or rounds are missing, unverified or disturbed.
     """
+    with blaming(policy):
+        rules = Policy.read(policy)
     with project.locked(config) as conf:
         commit = project.resolve_one(conf, commit, argument="COMMIT")
-        opened = project.prepare(conf, bench=bench, machine=machine, timeout_seconds=timeout_seconds)
-        margins = dict.fromkeys(compare.timed(opened, bench), margin_percent)
-        session = Session(opened, commit, _twin(conf, commit), margins, {}, family_alpha, max_rounds)
+        opened = project.prepare(conf, bench=None, machine=machine, timeout_seconds=timeout_seconds)
+        with blaming(policy):
+            margins, _ = rules.limits(opened)
+            if not margins:
+                raise UsageError("expected a [[suite]]: only times need a calibration")
+        session = Session(opened, commit, _twin(conf, commit), margins, {}, rules.family_alpha, rules.max_rounds)
         log_ratios = _log_ratios(session, rounds)
         calibration = Calibration(
             machine=opened.machine,
             commit=commit,
-            margin_percent=margin_percent,
-            family_alpha=family_alpha,
-            max_rounds=max_rounds,
-            benchmarks=log_ratios.shape[1],
-            rounds=len(log_ratios),
+            margins=margins,
+            family_alpha=rules.family_alpha,
+            max_rounds=rules.max_rounds,
+            benchmarks=len(log_ratios),
+            rounds=rounds,
             comparisons=comparisons,
-            rates=draw(
-                log_ratios,
-                comparisons=comparisons,
-                margin_percent=margin_percent,
-                family_alpha=family_alpha,
-                max_rounds=max_rounds,
-            ),
+            rates=draw(log_ratios, margins, comparisons, rules.family_alpha, rules.max_rounds),
             record=str(session.record),
         )
-        name = session.record.name.removesuffix(journal.PAIRS_SUFFIX) + ".calibration.json"
+        name = session.record.name.removesuffix(journal.PAIRS_SUFFIX) + _SUFFIX
         with journal.replacing(session.record.with_name(name)) as temporary:
-            temporary.write_text(json.dumps(dataclasses.asdict(calibration), indent=1))
+            temporary.write_text(json.dumps(dataclasses.asdict(calibration), indent=1), encoding="utf-8")
         return calibration
 
 
-def draw(log_ratios: Array, *, comparisons: int, margin_percent: float, family_alpha: float, max_rounds: int) -> Rates:
-    """Draw comparisons from rounds, [rounds, benchmarks], and judge each until the first verdict."""
-    rounds, keys = log_ratios.shape
-    limit = math.log1p(margin_percent / 100)
+def known(opened: Project, rules: Policy) -> Calibration | None:
+    """The calibration of this gate on this machine that has most rounds.
+
+    Raises:
+        UsageError: a file is damaged.
+    """
+    folder = Path(opened.conf.results_dir, opened.machine, "comparisons")
+    gate = rules.limits(opened)[0], rules.family_alpha, rules.max_rounds
+    found = map(Calibration.read, sorted(folder.glob(f"*{_SUFFIX}")))
+    of_gate = [one for one in found if (one.margins, one.family_alpha, one.max_rounds) == gate]
+    return max(of_gate, key=lambda calibration: calibration.rounds, default=None)
+
+
+def draw(
+    log_ratios: Mapping[str, Array],
+    margins: Mapping[str, float],
+    comparisons: int,
+    family_alpha: float,
+    max_rounds: int,
+) -> Rates:
+    """Draw comparisons from rounds, given by benchmark, and judge each until the first verdict."""
+    keys = len(log_ratios)
+    measured = np.column_stack([*log_ratios.values()])
+    limits = np.log1p(np.array([margins[key] for key in log_ratios]) / 100)
     rng = np.random.default_rng(0)
     fails = passes = 0
     detected = dict.fromkeys(SLOWDOWNS_PERCENT, 0)
     for start in range(0, comparisons, _BATCH):
         number = min(_BATCH, comparisons - start)
-        drawn = log_ratios[rng.integers(rounds, size=(number, max_rounds))]
-        looks = Looks.of(drawn > limit, keys, family_alpha)
+        over = measured[rng.integers(len(measured), size=(number, max_rounds))] - limits
+        looks = Looks.of(over > 0, keys, family_alpha)
         failing, passing, _ = looks.family().first()
         fails += int(failing.sum())
         passes += int(passing.sum())
         # Benchmarks take turns in being the slower one.
         slowed = np.arange(number), slice(None), np.arange(start, start + number) % keys
         for percent in detected:
-            slower = Looks.of((drawn[slowed] + math.log1p(percent / 100) > limit)[..., None], keys, family_alpha)
+            slower = Looks.of((over[slowed] + math.log1p(percent / 100) > 0)[..., None], keys, family_alpha)
             looks.fails[slowed], looks.passes[slowed] = slower.fails[..., 0], slower.passes[..., 0]
             detected[percent] += int(looks.family().first()[0].sum())
     return Rates(
@@ -213,21 +257,23 @@ def upper_bound(hits: int, trials: int) -> float:
     return high
 
 
-def _log_ratios(session: Session, rounds: int) -> Array:
-    """Of all benchmarks that can be measured here, [rounds, benchmarks]; round 0 is the warm-up."""
+def _log_ratios(session: Session, rounds: int) -> dict[str, Array]:
+    """By benchmark that can be measured here, log(head / base) of rounds 1 and later; round 0 is the warm-up."""
     found = []
+    keys = list(session.margins)
     for pair in session.pairs(rounds):
         for what, message in session.problems(pair).items():
             raise UsageError(f"no calibration, {what}: {message.strip()}")
+        base, head = Found.of(pair.base).values, Found.of(pair.head).values
+        keys = [key for key in keys if key in base and key in head]
+        if not keys:
+            raise UsageError("no calibration: no benchmark can be measured here")
         if pair.base.round:
-            found.append((Found.of(pair.base).values, Found.of(pair.head).values))
+            found.append((base, head))
         project.say(f"round {pair.base.round}/{rounds}, {pair.base.seconds + pair.head.seconds:.1f} s")
     if session.comparison.unsettled:
         raise UsageError(f"no calibration, the machine did not settle: {session.comparison.unsettled}")
-    keys = [key for key in session.margins if all(key in base and key in head for base, head in found)]
-    if not keys:
-        raise UsageError("no calibration: no benchmark can be measured here")
-    return np.log([[head[key] / base[key] for key in keys] for base, head in found])
+    return {key: np.log([head[key] / base[key] for base, head in found]) for key in keys}
 
 
 def _twin(conf: Any, commit: str) -> str:

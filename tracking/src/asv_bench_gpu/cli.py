@@ -45,7 +45,30 @@ def _parser() -> argparse.ArgumentParser:
     )
     comparison.add_argument("base", metavar="BASE", help="commit to compare with")
     comparison.add_argument("head", metavar="HEAD", help="commit in question; BASE again shows what noise alone does")
-    _add_judging(comparison)
+    comparison.add_argument(
+        "--margin-percent",
+        type=float,
+        default=compare.MARGIN_PERCENT,
+        metavar="P",
+        help="how much slower HEAD may be (%(default)s)",
+    )
+    comparison.add_argument(
+        "--family-alpha",
+        type=float,
+        default=compare.FAMILY_ALPHA,
+        metavar="A",
+        help="greatest probability of a wrong verdict, over all benchmarks and looks (%(default)s)",
+    )
+    comparison.add_argument(
+        "--max-rounds",
+        type=_positive,
+        default=verdict.MAX_ROUNDS,
+        metavar="N",
+        help="pairs of processes after which it stays undecided (%(default)s)",
+    )
+    comparison.add_argument(
+        "--bench", metavar="REGEX", help="only benchmarks in seconds that match (default: every gputime_*)"
+    )
     _add_measuring(comparison)
     comparison.set_defaults(command=_compare)
 
@@ -57,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: asv-gpu gate HEAD --markdown summary.md --junit gate.xml",
     )
     release.add_argument("head", nargs="?", default="HEAD", metavar="HEAD", help="commit in question (%(default)s)")
-    release.add_argument("--policy", type=Path, default=Path("gate.toml"), metavar="FILE", help="policy (%(default)s)")
+    _add_policy(release)
     release.add_argument("--markdown", type=Path, metavar="FILE", help="also write it for a pull request")
     release.add_argument("--junit", type=Path, metavar="FILE", help="also write it as JUnit's XML")
     _add_measuring(release)
@@ -65,18 +88,18 @@ def _parser() -> argparse.ArgumentParser:
 
     calibration = commands.add_parser(
         "calibrate",
-        help="measure how often verdicts are wrong on this machine",
+        help="measure how often the gate is wrong on this machine",
         description="Measure two builds of the same code in pairs of fresh processes, draw comparisons from these "
-        "rounds, and say how many fail, and how many do once a benchmark is slower. The same command continues after "
-        "an interruption, and more rounds add to those that are recorded.",
-        epilog="example: asv-gpu calibrate HEAD --rounds 60 --margin-percent 2",
+        "rounds, judge them by the gate's policy, and say how many fail, and how many do once a benchmark is slower. "
+        "The same command continues after an interruption, and more rounds add to those that are recorded.",
+        epilog="example: asv-gpu calibrate HEAD --rounds 100",
     )
     calibration.add_argument("commit", nargs="?", default="HEAD", metavar="COMMIT", help="the code (%(default)s)")
     calibration.add_argument("--rounds", type=_positive, default=60, metavar="N", help="pairs to measure (%(default)s)")
     calibration.add_argument(
         "--comparisons", type=_positive, default=10_000, metavar="N", help="to draw for each rate (%(default)s)"
     )
-    _add_judging(calibration)
+    _add_policy(calibration)
     _add_measuring(calibration)
     calibration.set_defaults(command=_calibrate)
 
@@ -93,31 +116,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_judging(parser: argparse.ArgumentParser) -> None:
-    """Options of every command that judges without a policy."""
+def _add_policy(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--margin-percent",
-        type=float,
-        default=compare.MARGIN_PERCENT,
-        metavar="P",
-        help="how much slower HEAD may be (%(default)s)",
-    )
-    parser.add_argument(
-        "--family-alpha",
-        type=float,
-        default=compare.FAMILY_ALPHA,
-        metavar="A",
-        help="greatest probability of a wrong verdict, over all benchmarks and looks (%(default)s)",
-    )
-    parser.add_argument(
-        "--max-rounds",
-        type=_positive,
-        default=verdict.MAX_ROUNDS,
-        metavar="N",
-        help="pairs of processes after which it stays undecided (%(default)s)",
-    )
-    parser.add_argument(
-        "--bench", metavar="REGEX", help="only benchmarks in seconds that match (default: every gputime_*)"
+        "--policy", type=Path, default=Path("gate.toml"), metavar="FILE", help="the gate's policy (%(default)s)"
     )
 
 
@@ -204,13 +205,10 @@ def _gate(arguments: argparse.Namespace) -> int:
 def _calibrate(arguments: argparse.Namespace) -> int:
     calibration = calibrate.calibrate(
         arguments.config,
+        arguments.policy,
         arguments.commit,
         rounds=arguments.rounds,
         comparisons=arguments.comparisons,
-        margin_percent=arguments.margin_percent,
-        family_alpha=arguments.family_alpha,
-        max_rounds=arguments.max_rounds,
-        bench=arguments.bench,
         machine=arguments.machine,
         timeout_seconds=arguments.timeout_seconds,
     )

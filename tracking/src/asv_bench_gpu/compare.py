@@ -84,6 +84,7 @@ class Comparison:
         rows: times by benchmark, the worst first.
         quantities: by benchmark, the worst first.
         waivers: benchmark -> why it has another limit than its like.
+        calibration: what is known of the gate's rates of error.
         skipped: benchmark -> why neither commit can be measured here.
         problems: what went wrong where -> a message; then there is no verdict.
         unsettled: what disturbed the last round `ATTEMPTS` times; then nothing passes.
@@ -99,6 +100,7 @@ class Comparison:
     rows: dict[str, Row] = dataclasses.field(default_factory=dict)
     quantities: dict[str, Quantity] = dataclasses.field(default_factory=dict)
     waivers: dict[str, str] = dataclasses.field(default_factory=dict)
+    calibration: str = ""
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
     problems: dict[str, str] = dataclasses.field(default_factory=dict)
     unsettled: str = ""
@@ -147,21 +149,15 @@ def compare(
     with project.locked(config) as conf:
         commits = project.resolve_one(conf, base, argument="BASE"), project.resolve_one(conf, head, argument="HEAD")
         opened = project.prepare(conf, bench=bench, machine=machine, timeout_seconds=timeout_seconds)
-        margins = dict.fromkeys(timed(opened, bench), margin_percent)
+        wanted = {"unit": "seconds"} if bench else {"type": "gputime"}
+        margins = {
+            key: margin_percent
+            for key, (name, _) in opened.places().items()
+            if wanted.items() <= opened.benchmarks[name].items()
+        }
+        if not margins:
+            raise UsageError(f"--bench: expected benchmarks that give seconds, got {', '.join(opened.benchmarks)}")
         return measure(opened, *commits, margins=margins, family_alpha=family_alpha, max_rounds=max_rounds)
-
-
-def timed(opened: Project, bench: str | None) -> list[str]:
-    """The benchmarks that `compare` compares.
-
-    Raises:
-        UsageError: there are none.
-    """
-    wanted = {"unit": "seconds"} if bench else {"type": "gputime"}
-    keys = [key for key, (name, _) in opened.places().items() if wanted.items() <= opened.benchmarks[name].items()]
-    if not keys:
-        raise UsageError(f"--bench: expected benchmarks that give seconds, got {', '.join(opened.benchmarks)}")
-    return keys
 
 
 def measure(

@@ -74,10 +74,10 @@ def rates(calibration: Calibration) -> str:
         disable_numparse=True,
     )
     return (
-        f"{calibration.commit[:8]} on {calibration.machine}, margin {calibration.margin_percent:g} %, "
-        f"probability of a wrong verdict at most {calibration.family_alpha:g}: {calibration.comparisons} comparisons "
-        f"of {calibration.benchmarks} benchmarks in at most {calibration.max_rounds} rounds, "
-        f"drawn from {calibration.rounds} rounds\n\n{table}\n\n"
+        f"{calibration.commit[:8]} on {calibration.machine}: {calibration.comparisons} comparisons of "
+        f"{calibration.benchmarks} benchmarks in at most {calibration.max_rounds} rounds, "
+        f"drawn from {calibration.rounds} rounds, "
+        f"where a wrong verdict may have a probability of {calibration.family_alpha:g}\n\n{table}\n\n"
         "Bounds with 95 % confidence, for these rounds: others would give other shares."
     )
 
@@ -115,6 +115,8 @@ def _body(comparison: Comparison, style: str) -> Iterator[str]:
         yield from _table(changed, _quantity_cells, comparison.waivers, style)
     for reason, count in Counter(map(_last_line, comparison.skipped.values())).items():
         yield f"{count} not measured in either commit: {reason}"
+    if comparison.calibration:
+        yield f"calibration: {comparison.calibration}"
 
 
 def _table(
