@@ -233,7 +233,7 @@ def draw(
         # Benchmarks take turns in being the slower one.
         slowed = np.arange(number), slice(None), np.arange(start, start + number) % keys
         for percent in detected:
-            slower = Looks.of((over[slowed] + math.log1p(percent / 100) > 0)[..., None], keys, family_alpha)
+            slower = Looks.of((over[slowed] + np.log1p(percent / 100) > 0)[..., None], keys, family_alpha)
             looks.fails[slowed], looks.passes[slowed] = slower.fails[..., 0], slower.passes[..., 0]
             detected[percent] += int(looks.family().first()[0].sum())
     return Rates(

@@ -39,6 +39,7 @@ def gate(
         with blaming(policy):
             margins, limits = rules.limits(opened)
             waivers = _waive(rules, conf, base, head, margins, limits)
+        calibration = calibrate.known(opened, rules)
         comparison = compare.measure(
             opened,
             base,
@@ -50,7 +51,6 @@ def gate(
         )
         comparison.waivers = waivers
         if margins:
-            calibration = calibrate.known(opened, rules)
             comparison.calibration = calibration.in_words() if calibration else "none of this policy on this machine"
         return comparison
 
