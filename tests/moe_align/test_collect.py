@@ -20,12 +20,12 @@ def test_expert_block_need_not_divide_the_experts(device, num_experts, expert_bl
 
 # Up to eight chunks of 128 slots a warp make one tile, of 64-bit ids four.
 @pytest.mark.parametrize(
-    "num_slots", [0, 1, 127, 128, 129, 255, 257, 513, 641, 1024, 1025, 2500], ids="slots={}".format
+    "num_slots", [0, 1, 127, 128, 129, 255, 257, 513, 641, 1024, 1025, 1700], ids="slots={}".format
 )
 @each_expert_block
 def test_slots_need_not_fill_chunks_or_tiles(device, num_slots, expert_block):
     for dtype in (torch.int32, torch.int64):
-        check(random_ids(num_slots, 1, 40).to(device, dtype), 40, EXPERT_BLOCK=expert_block, num_warps=1)
+        check(random_ids(num_slots, 1, 9).to(device, dtype), 9, EXPERT_BLOCK=expert_block, num_warps=1)
 
 
 @pytest.mark.parametrize("num_warps", [1, 2, 4, 8, 16], ids="num_warps={}".format)

@@ -29,6 +29,7 @@ TRUSTED_TRIGGERS = {"push", "schedule", "workflow_dispatch"}
 WRITES = {
     ("benchmark", "record"): {"contents"},
     ("benchmark", "deploy"): {"id-token", "pages"},
+    ("release", "release"): {"contents"},
 }
 
 ASV_GPU = {"calibrate", "compare", "gate", "report", "run"}
@@ -85,7 +86,7 @@ def allowed(command: list[str], targets: set[str]) -> bool:
         return bool(arguments) and arguments[0] in ASV_GPU
     if name == "git":
         return bool(arguments) and arguments[0] in GIT
-    return name in PLAIN or command == ["gh", "auth", "setup-git"]
+    return name in PLAIN or command[:3] in (["gh", "auth", "setup-git"], ["gh", "release", "create"])
 
 
 def load(name: str) -> dict[Any, Any]:
@@ -120,7 +121,7 @@ NAMES = [pytest.param(name, id=name) for name in WORKFLOWS]
 
 
 def test_the_workflows_are_the_ones_reviewed_here():
-    assert set(WORKFLOWS) == {"benchmark", "ci"}
+    assert set(WORKFLOWS) == {"benchmark", "ci", "release"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -164,7 +165,7 @@ def test_own_machines_run_only_what_is_on_main(name, job_name, job):
         return
     workflow = load(name)
     assert triggers(workflow) <= TRUSTED_TRIGGERS
-    assert workflow[True]["push"] == {"branches": ["main"]}
+    assert workflow[True].get("push", {"branches": ["main"]}) == {"branches": ["main"]}
     assert "github.ref == 'refs/heads/main'" in job["if"]
     assert "!github.event.repository.fork" in job["if"]
     assert writes(job["permissions"]) == set()
@@ -195,14 +196,29 @@ def test_every_job_ends(name, job_name, job):
     assert 0 < job["timeout-minutes"] <= 360
 
 
-def test_measurements_wait_for_each_other_and_are_never_cut_short():
-    measure = load("benchmark")["jobs"]["measure"]
+@pytest.mark.parametrize(("name", "job_name"), [("benchmark", "measure"), ("release", "gate")])
+def test_measurements_wait_for_each_other_and_are_never_cut_short(name, job_name):
+    measure = load(name)["jobs"][job_name]
     assert measure["concurrency"] == {
         "group": "benchmark-${{ matrix.machine }}",
         "queue": "max",
         "cancel-in-progress": False,
     }
     assert "${{ matrix.machine }}" in labels(measure)
+    assert measure["strategy"] == load("benchmark")["jobs"]["measure"]["strategy"]
+
+
+def test_a_release_waits_for_the_gate_and_nothing_passes_it_by():
+    jobs = load("release")["jobs"]
+    assert triggers(load("release")) == {"workflow_dispatch"}
+    assert jobs["release"]["needs"] == "gate"
+    assert "if" not in jobs["release"]  # so it runs only after success
+    decisive = [step for step in jobs["gate"]["steps"] if "run" in step]
+    assert [step for step in decisive if "if" in step or "continue-on-error" in step] == []
+    assert "continue-on-error" not in jobs["gate"]
+    assert decisive[-1]["run"].splitlines()[-1].startswith(".venv/bin/asv-gpu gate ")
+    assert "--target" in jobs["release"]["steps"][0]["run"]
+    assert jobs["release"]["steps"][0]["env"]["SOURCE"] == "${{ github.sha }}"
 
 
 @pytest.mark.parametrize("run", RUNS)
