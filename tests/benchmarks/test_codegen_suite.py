@@ -1,3 +1,4 @@
+import contextlib
 import json
 
 import pytest
@@ -106,4 +107,23 @@ def test_on_a_gpu_the_kernels_are_verified_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(suite, "verified_on_gpu", differs)
     with pytest.raises(verification.VerificationError, match="on the GPU"):
+        suite.Kernels().setup_cache()
+
+
+def test_a_kernel_that_does_not_compile_is_judged_by_its_verification(monkeypatch):
+    @contextlib.contextmanager
+    def interpreted(*what):
+        yield differs
+
+    def differs():
+        raise verification.VerificationError("in the interpreter")
+
+    def does_not_compile():
+        raise AttributeError("no_such_function")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(suite, "assert_installed", lambda: None)
+    monkeypatch.setattr(suite, "interpreted", interpreted)
+    monkeypatch.setattr(suite, "_compile_all", does_not_compile)
+    with pytest.raises(verification.VerificationError, match="in the interpreter"):
         suite.Kernels().setup_cache()
