@@ -2,7 +2,8 @@
 
 python -m benchmarks.tune --out src/moe_align/tuned
 
-Every configuration is verified before its time counts. One file per GPU model; the fastest configuration for each
+Every configuration is verified before its time counts. One file per GPU model, with three tables: "deterministic" and
+"atomic" for rows, "flat" for blocks and offsets, measured with offsets. Each has the fastest configuration for every
 (number of experts, number of slots) of a grid, and the figures behind the choice beside it.
 """
 
@@ -15,19 +16,21 @@ import json
 import multiprocessing
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 EXPERTS = [8, 64, 128, 256, 512, 1024]
 SLOTS = [8, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 24576, 32768, 49152, 65536, 131072, 262144]
+TABLES = ["deterministic", "atomic", "flat"]
 #: A table entry changes only for a gain above the noise of one short measurement.
 _GAIN = 0.01
 
 
-def configurations(implementation: str, num_slots: int, num_experts: int) -> list[dict[str, Any]]:
-    """What is worth trying for a shape, of every strategy behind the implementation."""
+def configurations(table: str, num_slots: int, num_experts: int) -> list[dict[str, Any]]:
+    """What is worth trying for a shape, of every strategy that the table can name."""
     widest = max(32, 1 << (num_slots - 1).bit_length())
-    if implementation == "atomic":
+    if table == "atomic":
         return [
             {"strategy": "atomic", "BLOCK_SIZE": block, "num_warps": warps}
             for block, warps in itertools.product((32, 64, 128, 256, 512, 1024, 2048, 4096, 8192), (1, 2, 4, 8, 16, 32))
@@ -61,7 +64,11 @@ def configurations(implementation: str, num_slots: int, num_experts: int) -> lis
             for experts, warps in itertools.product((4, 8), (4, 8, 16))
             if 1 <= num_slots / (warps * 128) <= 16 and num_experts // experts >= 64
         ]
-    if num_slots >= 2048:
+    # In a flat layout these count all slots in every program, so tiles pay earlier, and soon nothing else does.
+    if table == "flat" and (num_slots > 8192 or num_slots * num_experts > 2**21):
+        found = []
+    least_slots, least_tiles = (512, 8) if table == "flat" else (2048, 64)
+    if num_slots >= least_slots:
         found += [
             {
                 "strategy": "tiles",
@@ -71,7 +78,7 @@ def configurations(implementation: str, num_slots: int, num_experts: int) -> lis
                 "num_warps": step // 32,
             }
             for step, steps, sum_experts in itertools.product((32, 64, 128, 256), (1, 2, 4, 8, 16), (4, 8))
-            if 64 <= num_slots // (step * steps) <= 2048
+            if least_tiles <= num_slots // (step * steps) <= 2048
         ]
     return found
 
@@ -84,16 +91,49 @@ def _case(num_experts: int, num_slots: int) -> tuple[Any, Any]:
     return route(Model(num_experts, top_k), num_slots // top_k, "uniform", "cuda")
 
 
+class _Alignment(NamedTuple):
+    """One shape: ``call`` fills the outputs with a configuration, ``difference`` says what is wrong in them."""
+
+    out: Any
+    call: Callable[[dict[str, Any]], Any]
+    difference: Callable[[], str | None]
+
+
+def _alignment(table: str, num_experts: int, num_slots: int) -> _Alignment:
+    from benchmarks import oracle
+    from moe_align import Offsets, Rows, align_offsets, align_rows
+
+    ids, weights = _case(num_experts, num_slots)
+    if table == "flat":
+        offsets = Offsets.empty(ids.numel(), num_experts, ids.device)
+        return _Alignment(
+            offsets,
+            lambda config: align_offsets(ids, num_experts, out=offsets, run_config=config),
+            lambda: oracle.flat_difference(offsets, ids, None, num_experts, None),
+        )
+    rows = Rows.empty(num_experts, ids.numel(), weights.dtype, ids.device)
+    return _Alignment(
+        rows,
+        lambda config: align_rows(ids, weights, num_experts, out=rows, implementation=table, run_config=config),
+        lambda: oracle.difference(rows, ids, weights, ordered=table != "atomic"),
+    )
+
+
 def _compile(job: tuple[str, int, int, dict[str, Any]]) -> None:
     """Fill Triton's cache on disk, in a process of its own: all cores compile at once."""
-    from moe_align import align_rows
-
-    implementation, num_experts, num_slots, config = job
-    ids, weights = _case(num_experts, num_slots)
-    align_rows(ids, weights, num_experts, implementation=implementation, run_config=config)
+    table, num_experts, num_slots, config = job
+    _alignment(table, num_experts, num_slots).call(config)
 
 
-def tune(implementation: str, num_experts: int, num_slots: int) -> dict[str, Any]:
+def untuned(table: str, num_slots: int, num_experts: int) -> dict[str, Any]:
+    """What serves a shape on a GPU that nobody tuned."""
+    from moe_align.strategy import default_run_config
+
+    implementation = "atomic" if table == "atomic" else "deterministic"
+    return default_run_config(implementation, num_slots, num_experts, flat=table == "flat")
+
+
+def tune(table: str, num_experts: int, num_slots: int) -> dict[str, Any]:
     """The fastest verified configuration for one shape.
 
     Returns:
@@ -101,34 +141,21 @@ def tune(implementation: str, num_experts: int, num_slots: int) -> dict[str, Any
     """
     from asv_bench_gpu.clock import device_timing
 
-    from benchmarks import oracle
-    from moe_align import Rows, align_rows
-    from moe_align.strategy import rule_of_thumb
-
-    ids, weights = _case(num_experts, num_slots)
-    out = Rows.empty(num_experts, ids.numel(), weights.dtype, ids.device)
+    alignment = _alignment(table, num_experts, num_slots)
 
     def microseconds(config: dict[str, Any]) -> float:
-        call = lambda: align_rows(  # noqa: E731
-            ids,
-            weights,
-            num_experts,
-            out=out,
-            implementation=implementation,
-            run_config=config,
-        )
-        for tensor in out:
-            tensor.fill_(-1)  # what the configuration before wrote must not pass for this one's
-        call()
-        difference = oracle.difference(out, ids, weights, ordered=implementation != "atomic")
+        for tensor in alignment.out:
+            if tensor is not None:
+                tensor.fill_(-1)  # what the configuration before wrote must not pass for this one's
+        alignment.call(config)
+        difference = alignment.difference()
         if difference:
-            raise AssertionError(f"{implementation}, {num_experts} experts, {num_slots} slots, {config}: {difference}")
-        return device_timing(call, calls=40, replays=7).median * 1e6
+            raise AssertionError(f"{table}, {num_experts} experts, {num_slots} slots, {config}: {difference}")
+        return device_timing(lambda: alignment.call(config), calls=40, replays=7).median * 1e6
 
-    default = rule_of_thumb(implementation, num_slots, num_experts)
-    best, best_time = default, microseconds(default)
-    default_time = best_time
-    for config in configurations(implementation, num_slots, num_experts):
+    best = untuned(table, num_slots, num_experts)
+    best_time = default_time = microseconds(best)
+    for config in configurations(table, num_slots, num_experts):
         time = microseconds(config)
         if time < best_time * (1 - _GAIN):
             best, best_time = config, time
@@ -136,7 +163,7 @@ def tune(implementation: str, num_experts: int, num_slots: int) -> dict[str, Any
 
 
 def main() -> None:
-    """Tune every implementation over the grid, print progress, write the table."""
+    """Tune over the grid, print progress, write the tables."""
     import torch
     import triton
 
@@ -144,34 +171,33 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the tables")
     parser.add_argument("--jobs", type=int, default=8, help="processes that compile (%(default)s)")
     parser.add_argument(
-        "--implementations", nargs="+", default=["deterministic", "atomic"], help="what to tune; the rest is kept (all)"
+        "--tables", nargs="+", choices=TABLES, default=TABLES, metavar="T", help="what to tune; the rest is kept (all)"
     )
     parser.add_argument(
         "--experts", nargs="+", type=int, choices=EXPERTS, default=EXPERTS, metavar="E", help="likewise (all)"
     )
     arguments = parser.parse_args()
 
+    grid = list(itertools.product(arguments.experts, SLOTS))
     jobs = [
-        (implementation, num_experts, num_slots, config)
-        for implementation, num_experts, num_slots in itertools.product(
-            arguments.implementations, arguments.experts, SLOTS
-        )
-        for config in configurations(implementation, num_slots, num_experts)
+        (table, num_experts, num_slots, config)
+        for table, (num_experts, num_slots) in itertools.product(arguments.tables, grid)
+        for config in configurations(table, num_slots, num_experts)
     ]
     with concurrent.futures.ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
         list(pool.map(_compile, jobs, chunksize=4))
     gpu = torch.cuda.get_device_name()
     file = arguments.out / (re.sub(r"\W+", "_", gpu) + ".json")
-    table: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    table |= {"gpu": gpu, "torch": torch.__version__, "triton": triton.__version__}
-    for implementation in arguments.implementations:
-        rows = {(row["num_experts"], row["num_slots"]): row for row in table.get(implementation, ())}
-        for num_experts, num_slots in itertools.product(arguments.experts, SLOTS):
-            found = tune(implementation, num_experts, num_slots)
+    tuned: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    tuned |= {"gpu": gpu, "torch": torch.__version__, "triton": triton.__version__}
+    for table in arguments.tables:
+        rows = {(row["num_experts"], row["num_slots"]): row for row in tuned.get(table, ())}
+        for num_experts, num_slots in grid:
+            found = tune(table, num_experts, num_slots)
             row = rows[num_experts, num_slots] = {"num_experts": num_experts, "num_slots": num_slots, **found}
-            print(implementation, json.dumps(row), file=sys.stderr, flush=True)
-        table[implementation] = [rows[shape] for shape in sorted(rows)]
-    file.write_text(json.dumps(table, indent=1) + "\n")
+            print(table, json.dumps(row), file=sys.stderr, flush=True)
+        tuned[table] = [rows[shape] for shape in sorted(rows)]
+    file.write_text(json.dumps(tuned, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ class Strategy(NamedTuple):
 
 
 _ANY_VALUE = ("NUM_STAGE", "HITS")
-# In a flat layout every program of the strategies before tiles counts all slots of all experts. The tables are measured
-# for rows; up to so many slots, or slots * experts, they hold for the flat layouts too, and then it is always tiles.
+# In a flat layout every program of the strategies before tiles counts all slots of all experts. What serves rows serves
+# them up to so many slots, or slots * experts, and then it is always tiles, unless they have a table of their own.
 _FLAT_SLOTS, _FLAT_WORK = 4096, 2**19
 
 
@@ -151,9 +151,10 @@ def default_run_config(
         gpu: torch's name of the GPU.
         flat: for blocks or offsets rather than rows.
     """
-    if flat and num_slots > min(_FLAT_SLOTS, _FLAT_WORK // num_experts):
+    tables = _tuned(gpu)
+    if flat and not tables.get("flat") and num_slots > min(_FLAT_SLOTS, _FLAT_WORK // num_experts):
         return {"strategy": "tiles", **_default_tiles(num_slots, num_experts)}
-    tuned = _tuned(gpu).get(implementation)
+    tuned = (flat and tables.get("flat")) or tables.get(implementation)
     if not tuned:
         return rule_of_thumb(implementation, num_slots, num_experts)
     # Rounded up: what was tuned for fewer slots or experts could just miss covering them in one tile or wave.
@@ -168,16 +169,19 @@ def _round_up(value: int, grid: set[int]) -> int:
 
 @functools.lru_cache
 def _tuned(gpu: str | None) -> dict[str, dict[tuple[int, int], RunConfig]]:
-    """Measured configurations for a GPU: implementation -> (num_experts, num_slots) -> configuration."""
+    """Measured configurations for a GPU: table -> (num_experts, num_slots) -> configuration.
+
+    The tables "deterministic" and "atomic" are for rows, "flat" is for the deterministic blocks and offsets.
+    """
     if gpu is None:
         return {}
     file = resources.files(__package__).joinpath("tuned", re.sub(r"\W+", "_", gpu) + ".json")
     if not file.is_file():
         return {}
-    table = json.loads(file.read_text())
+    tuned = json.loads(file.read_text())
     return {
-        implementation: {(row["num_experts"], row["num_slots"]): row["config"] for row in table.get(implementation, ())}
-        for implementation in ("deterministic", "atomic")
+        table: {(row["num_experts"], row["num_slots"]): row["config"] for row in tuned.get(table, ())}
+        for table in ("deterministic", "atomic", "flat")
     }
 
 

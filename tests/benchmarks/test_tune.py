@@ -6,24 +6,25 @@ from benchmarks import tune
 from benchmarks.shapes import Model, route
 from moe_align import strategy
 
-each_implementation = pytest.mark.parametrize("implementation", ["deterministic", "atomic"])
+each_table = pytest.mark.parametrize("table", tune.TABLES)
+IMPLEMENTATION = {"deterministic": "deterministic", "atomic": "atomic", "flat": "deterministic"}
 each_size = pytest.mark.parametrize("num_slots", tune.SLOTS, ids="{}-slots".format)
 
 
-@each_implementation
+@each_table
 @each_size
-def test_configurations_are_within_the_limits_of_the_strategy(implementation, num_slots):
+def test_configurations_are_within_the_limits_of_the_strategy(table, num_slots):
     for num_experts in tune.EXPERTS:
-        for config in tune.configurations(implementation, num_slots, num_experts):
+        for config in tune.configurations(table, num_slots, num_experts):
             # Nothing is left to a default that may change.
-            assert strategy.run_config_for(implementation, config, num_slots, num_experts) == config
+            assert strategy.run_config_for(IMPLEMENTATION[table], config, num_slots, num_experts) == config
 
 
-@each_implementation
+@each_table
 @each_size
-def test_configurations_are_some_and_different(implementation, num_slots):
+def test_configurations_are_some_and_different(table, num_slots):
     for num_experts in tune.EXPERTS:
-        found = [tuple(config.items()) for config in tune.configurations(implementation, num_slots, num_experts)]
+        found = [tuple(config.items()) for config in tune.configurations(table, num_slots, num_experts)]
         assert len(found) == len(set(found)) >= 1
 
 
@@ -32,8 +33,8 @@ def test_every_strategy_is_tried_somewhere():
         config["strategy"]
         for num_slots in tune.SLOTS
         for num_experts in tune.EXPERTS
-        for implementation in ("deterministic", "atomic")
-        for config in tune.configurations(implementation, num_slots, num_experts)
+        for table in tune.TABLES
+        for config in tune.configurations(table, num_slots, num_experts)
     }
     assert tried == set(strategy.STRATEGIES)
 
@@ -56,18 +57,27 @@ def test_a_configuration_that_writes_nothing_is_noticed(monkeypatch):
 
 
 @pytest.mark.gpu
-@each_implementation
-def test_tune_returns_a_configuration_that_is_right_and_no_slower(implementation):
-    from benchmarks import oracle
-    from moe_align import align_rows
-
-    found = tune.tune(implementation, 8, 64)
+@each_table
+def test_tune_returns_a_configuration_that_is_right_and_no_slower(table):
+    found = tune.tune(table, 8, 64)
     config = found["config"]
-    assert config in [*tune.configurations(implementation, 64, 8), strategy.rule_of_thumb(implementation, 64, 8)]
+    assert config in [*tune.configurations(table, 64, 8), tune.untuned(table, 64, 8)]
     assert 0 < found["microseconds"] <= found["default_microseconds"] < 1000
-    ids, weights = tune._case(8, 64)
-    rows = align_rows(ids, weights, 8, implementation=implementation, run_config=config)
-    assert oracle.difference(rows, ids, weights, ordered=implementation != "atomic") is None
+    alignment = tune._alignment(table, 8, 64)
+    alignment.call(config)
+    assert alignment.difference() is None
+
+
+@each_table
+@pytest.mark.parametrize("element", [0, -1])
+def test_one_wrong_element_is_a_difference(monkeypatch, table, element):
+    monkeypatch.setattr(tune, "_case", lambda experts, slots: route(Model(experts, 2), slots // 2, "uniform", "cpu"))
+    alignment = tune._alignment(table, 8, 64)
+    alignment.call({} if table != "atomic" else None)
+    assert alignment.difference() is None
+    last = [tensor for tensor in alignment.out if tensor is not None][-1]
+    last[element] += 1
+    assert alignment.difference()
 
 
 @pytest.mark.gpu

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import moe_align
-from moe_align import dispatch
+from moe_align import dispatch, strategy
 from moe_align.strategy import (
     MAX_TILE,
     STRATEGIES,
@@ -78,6 +78,19 @@ def test_flat_layouts_are_divided_by_slots_before_counting_them_all_costs_more(g
             assert flat["strategy"] == "tiles", (num_slots, num_experts)
         if num_slots <= 4096 and num_slots * num_experts <= 2**19:
             assert flat == rows, (num_slots, num_experts)
+
+
+def test_flat_layouts_are_served_from_their_own_table(monkeypatch):
+    rows, flat = {"strategy": "scan"}, {"strategy": "sift"}
+    tables = {"deterministic": {(8, 8): rows}, "flat": {(8, 8): flat}}
+    monkeypatch.setattr(strategy, "_tuned", lambda gpu: tables)
+    default_run_config.cache_clear()
+    try:
+        for num_slots in (1, 10**6):
+            assert default_run_config("deterministic", num_slots, 8, "some GPU") == rows
+            assert default_run_config("deterministic", num_slots, 8, "some GPU", flat=True) == flat
+    finally:
+        default_run_config.cache_clear()
 
 
 @pytest.mark.parametrize("layout", ["blocks", "offsets"])
