@@ -44,9 +44,9 @@ def align_rows(
         implementation: "deterministic"; "atomic", the baseline, whose rows may be in any order; or "reference", plain
             torch. CPU tensors are served by the reference, whichever is named.
         run_config: launch options, for tuning; whatever they are, the result is the same. ``strategy`` is "scan",
-            "sift" or "tiles", and the others are that strategy's (see `moe_align.strategy`): for "scan", which is meant
-            where none is named, ``BLOCK_SIZE`` (slots per tile), ``EXPERT_BLOCK`` (experts per program), ``NUM_STAGE``
-            (loads in flight) and ``num_warps``. "atomic" takes ``BLOCK_SIZE`` and ``num_warps``.
+            "sift", "collect" or "tiles", and the others are that strategy's (see `moe_align.strategy`): for "scan",
+            which is meant where none is named, ``BLOCK_SIZE`` (slots per tile), ``EXPERT_BLOCK`` (experts per program),
+            ``NUM_STAGE`` (loads in flight) and ``num_warps``. "atomic" takes ``BLOCK_SIZE`` and ``num_warps``.
         check_ids: raise on the first id outside the range. Off by default because it synchronises with the host.
 
     Returns:

@@ -69,11 +69,9 @@ def _default_collect(num_slots: int, num_experts: int) -> dict[str, int]:
 
 
 def _default_tiles(num_slots: int, num_experts: int) -> dict[str, int]:
-    if num_slots <= 16384:
-        return {"BLOCK_SIZE": 128, "STEPS": 1, "SUM_EXPERTS": 8, "num_warps": 4}
-    # About 512 tiles: enough for every multiprocessor, few enough to sum over.
-    steps = min(max(triton.next_power_of_2(num_slots) // 16384, 4), 64)
-    return {"BLOCK_SIZE": 32, "STEPS": steps, "SUM_EXPERTS": 8, "num_warps": 1}
+    # Small tiles, as long as there are few enough to sum over.
+    steps = min(max(triton.next_power_of_2(num_slots) // 2**18, 1), 64)
+    return {"BLOCK_SIZE": 128, "STEPS": steps, "SUM_EXPERTS": 8, "num_warps": 4}
 
 
 def _default_atomic(num_slots: int, num_experts: int) -> dict[str, int]:
@@ -152,12 +150,19 @@ def default_run_config(
         flat: for blocks or offsets rather than rows.
     """
     tables = _tuned(gpu)
-    if flat and not tables.get("flat") and num_slots > min(_FLAT_SLOTS, _FLAT_WORK // num_experts):
+    if flat and tables.get("flat"):
+        return _measured_nearby(tables["flat"], num_slots, num_experts)
+    if tables.get(implementation):
+        config = _measured_nearby(tables[implementation], num_slots, num_experts)
+    else:
+        config = rule_of_thumb(implementation, num_slots, num_experts)
+    if flat and config["strategy"] != "tiles" and num_slots > min(_FLAT_SLOTS, _FLAT_WORK // num_experts):
         return {"strategy": "tiles", **_default_tiles(num_slots, num_experts)}
-    tuned = (flat and tables.get("flat")) or tables.get(implementation)
-    if not tuned:
-        return rule_of_thumb(implementation, num_slots, num_experts)
-    # Rounded up: what was tuned for fewer slots or experts could just miss covering them in one tile or wave.
+    return config
+
+
+def _measured_nearby(tuned: dict[tuple[int, int], RunConfig], num_slots: int, num_experts: int) -> RunConfig:
+    """Rounded up: what was tuned for fewer slots or experts could just miss covering them in one tile or wave."""
     experts = _round_up(num_experts, {experts for experts, _ in tuned})
     slots = _round_up(num_slots, {slots for tuned_experts, slots in tuned if tuned_experts == experts})
     return tuned[experts, slots]

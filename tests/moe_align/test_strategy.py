@@ -76,7 +76,8 @@ def test_flat_layouts_are_divided_by_slots_before_counting_them_all_costs_more(g
         assert run_config_for("deterministic", None, num_slots, num_experts, gpu, flat=True) == flat
         if num_slots > 4096 or num_slots * num_experts >= 2**20:
             assert flat["strategy"] == "tiles", (num_slots, num_experts)
-        if num_slots <= 4096 and num_slots * num_experts <= 2**19:
+        # What was measured for rows is kept where it is tiles too.
+        if rows["strategy"] == "tiles" or (num_slots <= 4096 and num_slots * num_experts <= 2**19):
             assert flat == rows, (num_slots, num_experts)
 
 
