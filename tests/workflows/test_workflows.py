@@ -33,7 +33,7 @@ WRITES = {
 }
 
 ASV_GPU = {"calibrate", "compare", "gate", "report", "run"}
-GIT = {"add", "commit", "diff", "push", "restore"}
+GIT = {"add", "commit", "diff", "push", "restore", "tag"}
 PLAIN = {"cp", "mkdir"}
 
 
@@ -217,8 +217,22 @@ def test_a_release_waits_for_the_gate_and_nothing_passes_it_by():
     assert [step for step in decisive if "if" in step or "continue-on-error" in step] == []
     assert "continue-on-error" not in jobs["gate"]
     assert decisive[-1]["run"].splitlines()[-1].startswith(".venv/bin/asv-gpu gate ")
-    assert "--target" in jobs["release"]["steps"][0]["run"]
-    assert jobs["release"]["steps"][0]["env"]["SOURCE"] == "${{ github.sha }}"
+    assert "startsWith(inputs.version, 'v')" in jobs["gate"]["if"]
+
+
+def test_a_release_is_the_gated_commit_or_none(tmp_path, shell):
+    origin, runner = tmp_path / "origin", tmp_path / "runner"
+    shell(
+        f"""git init -q -b main {origin} && cd {origin} && git commit -q --allow-empty -m old && git tag v1
+        git commit -q --allow-empty -m gated && git clone -q --depth 1 --no-tags file://{origin} {runner}""",
+        tmp_path,
+    )
+    publish = script("release", "release", "Tag and publish")
+    for _ in range(2):  # a second run changes nothing
+        shell(f"git tag -d v2 || true\nVERSION=v2\n{publish}", runner)
+        assert shell("git rev-parse v2 main", origin).split()[0] == shell("git rev-parse main", origin).strip()
+    with pytest.raises(AssertionError, match=r"v1 .*already exists"):
+        shell(f"VERSION=v1\n{publish}", runner)
 
 
 @pytest.mark.parametrize("run", RUNS)
