@@ -63,7 +63,7 @@ class Scripted:
         figures = {}
         for name in selected:
             found = self.figures[name](side, number)
-            figures[name] = of = Figures("1", [], [None])
+            figures[name] = of = Figures(self.versions.get(name, "1"), [], [None])
             if isinstance(found, str):
                 of.skipped[found] = [0]
             elif isinstance(found, Exception):
@@ -354,7 +354,58 @@ def test_what_neither_commit_can_measure_is_told_and_left_out(scripted):
 def test_a_benchmark_that_both_skip_later_is_no_pass(scripted):
     scripted.figures["odd"] = lambda side, number: "not today" if number == 2 else 1e-6
     comparison = scripted.compare()
-    assert (comparison.exit_code, list(comparison.problems)) == (2, ["odd"])
+    assert (comparison.exit_code, list(comparison.problems)) == (2, ["odd of base", "odd of head"])
+    scripted.figures["odd"] = lambda side, number: 1e-6
+    scripted.rounds()
+    assert scripted.compare().verdict == "pass"
+    assert scripted.rounds()[0] == [0, 2, 3]
+
+
+def test_what_was_skipped_at_first_and_is_slower_later_is_no_pass(scripted):
+    scripted.figures["odd"] = lambda side, number: (1e-6 if side == "base" else 9e-6) if number else "not now"
+    comparison = scripted.compare()
+    assert (comparison.exit_code, list(comparison.problems)) == (2, ["odd of base", "odd of head"])
+    assert comparison.record in comparison.problems["odd of base"]
+
+
+def test_once_something_can_be_measured_it_is(scripted):
+    real, scripted.figures = scripted.figures, {name: lambda side, number: "no GPU" for name in scripted.figures}
+    assert scripted.compare().problems == {"every time": "not measured here: no GPU"}
+    scripted.figures = real
+    scripted.rounds()
+    assert scripted.compare().verdict == "pass"
+    assert scripted.rounds()[0] == [0, 1, 2, 3]
+
+
+def test_a_later_warm_up_does_not_acquit(scripted):
+    found = [2, 1]
+    scripted.figures["layouts"] = lambda side, number: 1 if side == "base" else found.pop(0)
+    scripted.failures["head", 2] = "crash"
+    assert scripted.compare(limits={"layouts": 0}).exit_code == 2
+    scripted.failures.clear()
+    comparison = scripted.compare(limits={"layouts": 0})
+    assert scripted.rounds()[0] == [0, 1, 2, 0, 2, 3]
+    assert found == []
+    assert (comparison.exit_code, comparison.quantities["layouts"].head) == (1, 2)
+
+
+def test_figures_of_another_version_are_missing(scripted, monkeypatch):
+    newer = {name: {"version": "2", "unit": "seconds"} for name in scripted.figures}
+    monkeypatch.setattr(Scripted, "benchmarks", newer)
+    comparison = scripted.compare()
+    assert comparison.exit_code == 2
+    assert comparison.problems["same of head"] == "its version is 1, expected 2: the suite has changed"
+
+
+def test_a_gpu_that_does_not_tell_its_state_decides_nothing(scripted, monkeypatch):
+    real = Scripted.measure
+
+    def measure(*arguments):
+        return dataclasses.replace(real(*arguments), facts={"driver": "580"}, device_before=None)
+
+    monkeypatch.setattr(Scripted, "measure", measure)
+    comparison = scripted.compare()
+    assert (comparison.exit_code, comparison.unsettled) == (3, "the state of the GPU is unknown")
 
 
 @pytest.mark.parametrize(("skipped", "named"), [("time", "every time"), ("number", "every quantity")])

@@ -97,9 +97,21 @@ def test_what_does_not_fit_the_suites_or_the_history_is_refused(clocked, written
     assert asked == []
 
 
-def test_the_baseline_with_itself_needs_no_waiver(clocked, written):
-    with pytest.raises(project.UsageError, match="what the baseline has needs no waiver"):
-        gate.gate(clocked.config, written(BASELINE, SUITE, waiver(commit="first")), "first", machine=MACHINE)
+def test_nothing_is_compared_with_itself(clocked, written, asked):
+    with pytest.raises(project.UsageError, match=r"expected a baseline other than HEAD, got .* for both"):
+        gate.gate(clocked.config, written(BASELINE, SUITE), "first", machine=MACHINE)
+    assert asked == []
+
+
+def test_a_suite_of_which_nothing_is_measured_lets_nothing_pass(clocked, written, monkeypatch):
+    def measure(opened, base, head, **options):
+        passed = {TRACK: compare.Quantity("pass", 1, 1, 0, "registers")}
+        skipped = {VALUE: "no GPU", SAME: "no GPU"}
+        return compare.Comparison("m", base, head, 0.01, 6, "record", quantities=passed, skipped=skipped)
+
+    monkeypatch.setattr(compare, "measure", measure)
+    comparison = gate.gate(clocked.config, written(BASELINE, SUITE, QUANTITY), "second", machine=MACHINE)
+    assert (comparison.exit_code, comparison.problems) == (2, {"all of gputime_work": "not measured here: no GPU"})
 
 
 @pytest.mark.parametrize(
@@ -206,7 +218,7 @@ def test_says_what_is_known_of_its_rates_of_error(clocked, written, asked, calib
     folder = clocked.results / MACHINE / "comparisons"
     folder.mkdir(parents=True)
     for number, one in enumerate(calibrations):
-        (folder / f"{number}.calibration.json").write_text(json.dumps(dataclasses.asdict(one)))
+        (folder / f"{number}.calibration").write_text(json.dumps(dataclasses.asdict(one)))
     policy = written(BASELINE, SMALL, SUITE, waiver())
     comparison = gate.gate(clocked.config, policy, "second", machine=MACHINE)
     assert comparison.calibration == told
@@ -221,8 +233,8 @@ def test_numbers_alone_need_no_calibration(clocked, written, asked):
 def test_a_damaged_calibration_is_named(clocked, written, asked, damage):
     folder = clocked.results / MACHINE / "comparisons"
     folder.mkdir(parents=True)
-    (folder / "a.calibration.json").write_text(damage)
-    with pytest.raises(project.UsageError, match=r"^damaged calibration .*a\.calibration\.json"):
+    (folder / "a.calibration").write_text(damage)
+    with pytest.raises(project.UsageError, match=r"^damaged calibration .*a\.calibration"):
         gate.gate(clocked.config, written(BASELINE, SUITE), "second", machine=MACHINE)
 
 

@@ -29,7 +29,7 @@ from asv_bench_gpu.project import Project, UsageError
 Array = npt.NDArray[Any]
 
 SLOWDOWNS_PERCENT = (1, 2, 3, 5, 10)
-_SUFFIX = ".calibration.json"
+_SUFFIX = ".calibration"  # not ".json": asv reads every one of these below a machine
 _BATCH = 100
 
 
@@ -260,19 +260,15 @@ def upper_bound(hits: int, trials: int) -> float:
 def _log_ratios(session: Session, rounds: int) -> dict[str, Array]:
     """By benchmark that can be measured here, log(head / base) of rounds 1 and later; round 0 is the warm-up."""
     found = []
-    keys = list(session.margins)
     for pair in session.pairs(rounds):
         for what, message in session.problems(pair).items():
             raise UsageError(f"no calibration, {what}: {message.strip()}")
-        base, head = Found.of(pair.base).values, Found.of(pair.head).values
-        keys = [key for key in keys if key in base and key in head]
-        if not keys:
-            raise UsageError("no calibration: no benchmark can be measured here")
         if pair.base.round:
-            found.append((base, head))
+            found.append((Found.of(pair.base).values, Found.of(pair.head).values))
         project.say(f"round {pair.base.round}/{rounds}, {pair.base.seconds + pair.head.seconds:.1f} s")
     if session.comparison.unsettled:
         raise UsageError(f"no calibration, the machine did not settle: {session.comparison.unsettled}")
+    keys = [key for key in session.margins if key not in session.comparison.skipped]
     return {key: np.log([head[key] / base[key] for base, head in found]) for key in keys}
 
 

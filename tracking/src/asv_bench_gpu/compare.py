@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import math
 import random
@@ -227,12 +226,9 @@ class Session:
         for pair in self.pairs(self.comparison.max_rounds if self.margins else 0):
             clear = False
             self.comparison.problems = self.problems(pair)
-            if not self.comparison.problems:
-                if pair.base.round == 0:
-                    self._begin(pair)
-                else:
-                    judged.append(pair)
-                    clear = self._judge(judged) != "undecided"
+            if pair.base.round and not self.comparison.problems:
+                judged.append(pair)
+                clear = self._judge(judged) != "undecided"
             for what, message in self.comparison.problems.items():
                 project.say(f"FAILED {what}: {message.strip()}")
             if clear or self.comparison.problems:
@@ -244,20 +240,20 @@ class Session:
         It ends early, and the comparison is unsettled, where a round is disturbed in every attempt.
         """
         recorded = project.recorded(journal.standing_pairs, self.record)
-        usable = {
-            pair.base.round: pair for pair in recorded if not self.problems(pair) and not self._disturbances(pair)
-        }
         warm = False
         for number in range(last + 1):
-            if number in usable:
-                yield usable[number]
-                continue
-            if number and not warm:
-                yield self._measure(0)
-            warm = True
-            pair = self._undisturbed(number)
+            of_number = (pair for pair in recorded if pair.base.round == number)
+            # The first that counts: what a later warm-up finds takes nothing back.
+            pair = next((pair for pair in of_number if not self.problems(pair) and not self._disturbances(pair)), None)
+            if not pair:
+                if number and not warm:
+                    yield self._measure(0)
+                warm = True
+                pair = self._undisturbed(number)
             if not pair:
                 return
+            if number == 0 and not self.problems(pair):
+                self._begin(pair)
             yield pair
 
     def _undisturbed(self, number: int) -> Pair | None:
@@ -293,9 +289,9 @@ class Session:
     def problems(self, pair: Pair) -> dict[str, str]:
         """Why there is no verdict with this pair: what is wrong or missing -> a message.
 
-        What neither commit can measure here is no problem.
+        What neither commit could measure here in round 0 is no problem, unless it is everything.
         """
-        rounds = {"base": pair.base, "head": pair.head}
+        number, rounds = pair.base.round, {"base": pair.base, "head": pair.head}
         failed = {
             f"{side} {entry.commit[:8]}, {entry.failed}": entry.message
             for side, entry in rounds.items()
@@ -303,25 +299,53 @@ class Session:
         }
         if failed:
             return failed
+        versions = {name: benchmark["version"] for name, benchmark in self.project.benchmarks.items()}
+        stale = {
+            f"{name} of {side}": f"its version is {figures.version}, expected {versions[name]}: the suite has changed"
+            for side, entry in rounds.items()
+            for name, figures in entry.figures.items()
+            if name in versions and figures.version != versions[name]
+        }
+        if stale:
+            return stale
         found = {side: Found.of(entry) for side, entry in rounds.items()}
-        return {
+        skipped = self.comparison.skipped if number else _skipped_by_both(found.values())
+        problems = {
             f"{key} of {side}": found[side].why_missing(key)
-            for key in self._keys(pair.base.round)
+            for key in self._keys(number)
             for side in SIDES
-            if key not in found[side].values and not all(key in one.skipped for one in found.values())
+            if key not in found[side].values and key not in skipped
+        }
+        if not number:
+            for what, keys in (("every time", self.margins), ("every quantity", self.limits)):
+                if keys and keys.keys() <= skipped.keys():
+                    problems[what] = f"not measured here: {skipped[next(iter(keys))]}"
+        return problems | {
+            f"{key} of {side}": f"skipped in round 0, but measured now; to start over, remove {self.record}"
+            for key in skipped
+            for side in SIDES
+            if number and key in found[side].values
         }
 
     def _disturbances(self, pair: Pair) -> list[str]:
         """What slowed the GPU down around a round; it does not matter to the warm-up."""
-        states = (pair.base.device_before, pair.base.device_after, pair.head.device_before, pair.head.device_after)
-        known = [device.State(**state).disturbances() for state in states if state and pair.base.round]
-        return sorted(set(itertools.chain.from_iterable(known)))
+        if not pair.base.round:
+            return []
+        found: set[str] = set()
+        for entry in (pair.base, pair.head):
+            for state in (entry.device_before, entry.device_after):
+                if state:
+                    found.update(device.State(**state).disturbances())
+                elif "driver" in entry.facts:
+                    found.add("the state of the GPU is unknown")
+        return sorted(found)
 
     def _begin(self, pair: Pair) -> None:
         """Take from round 0 what needs no clock, and what cannot be measured here."""
         comparison = self.comparison
         base, head = Found.of(pair.base), Found.of(pair.head)
-        comparison.skipped = {key: base.skipped[key] for key in self._keys(0) if key in base.skipped}
+        skipped = _skipped_by_both([base, head])
+        comparison.skipped = {key: skipped[key] for key in self._keys(0) if key in skipped}
         quantities = {
             key: Quantity(
                 "fail" if head.values[key] - base.values[key] > limit else "pass",
@@ -334,9 +358,6 @@ class Session:
             if key not in comparison.skipped
         }
         comparison.quantities = _worst_first(quantities, lambda quantity: quantity.head - quantity.base)
-        for what, keys in (("every time", self.margins), ("every quantity", self.limits)):
-            if keys and keys.keys() <= comparison.skipped.keys():
-                comparison.problems[what] = f"not measured here: {comparison.skipped[next(iter(keys))]}"
 
     def _judge(self, pairs: list[Pair]) -> Verdict:
         """Look at all rounds so far."""
@@ -397,6 +418,12 @@ class Found:
     def why_missing(self, key: str) -> str:
         """Why there is no figure."""
         return self.errors.get(key) or self.skipped.get(key) or "its suite does not have it"
+
+
+def _skipped_by_both(found: Iterable[Found]) -> dict[str, str]:
+    """What neither commit can measure -> why."""
+    base, head = found
+    return {key: reason for key, reason in base.skipped.items() if key in head.skipped}
 
 
 Judged = TypeVar("Judged", Row, Quantity)

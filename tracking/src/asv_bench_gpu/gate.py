@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ def gate(
         head = project.resolve_one(conf, head, argument="HEAD")
         with blaming(policy):
             base = _baseline(rules, conf, head)
+            if base == head:
+                raise UsageError(f"expected a baseline other than HEAD, got {head[:8]} for both")
         opened = project.prepare(conf, bench=None, machine=machine, timeout_seconds=timeout_seconds)
         with blaming(policy):
             margins, limits = rules.limits(opened)
@@ -50,6 +53,7 @@ def gate(
             max_rounds=rules.max_rounds,
         )
         comparison.waivers = waivers
+        comparison.problems |= _unmeasured(rules, comparison.skipped, margins, limits)
         if margins:
             comparison.calibration = calibration.in_words() if calibration else "none of this policy on this machine"
         return comparison
@@ -85,7 +89,7 @@ def _waive(
                 f"{where}.benchmark: expected a benchmark that a suite or quantity names, once, got {name!r}"
             )
         commit = project.resolve_one(conf, waiver.commit, argument=f"{where}.commit")
-        if base == head or commit not in project.resolve(conf, f"{base}..{head}"):
+        if commit not in project.resolve(conf, f"{base}..{head}"):
             raise UsageError(
                 f"{where}.commit: expected one after the baseline {base[:8]} and up to {head[:8]}, "
                 f"got {waiver.commit!r}; what the baseline has needs no waiver"
@@ -93,3 +97,16 @@ def _waive(
         of[name] = waiver.limit
         told[name] = f"{waiver.limit:g} until {waiver.expires}: {waiver.reason} ({commit[:8]})"
     return told
+
+
+def _unmeasured(
+    rules: Policy, skipped: dict[str, str], margins: dict[str, float], limits: dict[str, float]
+) -> dict[str, str]:
+    """Suites and quantities of which nothing was measured: they gate nothing."""
+    problems = {}
+    for entries, keys in ((rules.suite, margins), (rules.quantity, limits)):
+        for entry in entries:
+            named = [key for key in keys if re.search(entry.benchmarks, key)]
+            if all(key in skipped for key in named):
+                problems[f"all of {entry.benchmarks}"] = f"not measured here: {skipped[named[0]]}"
+    return problems
