@@ -21,11 +21,10 @@ import triton
 import triton.language as tl
 
 from moe_align.kernels import regions
-from moe_align.kernels.scan import all_registers, owned_by
+from moe_align.kernels.scan import all_registers
+from moe_align.kernels.sift import CHUNK, load_chunk, load_weights, warp_starts
 from moe_align.layouts import Regions, Rows
 
-#: Slots of a chunk: 32 lanes, each with the ids of one 16-byte load.
-CHUNK = 128
 #: Bytes of ids that a lane has registers for; more warps have fewer.
 LANE_BYTES = 128
 MAX_WARPS = 16
@@ -37,18 +36,13 @@ _SHORT = tl.constexpr(128)
 
 @triton.jit
 def _collect_tile(
-    topk_ids_ptr,
+    source,  # as in sift
     list_ptr,  # out: int32 [32 * WARPS * CHUNKS * 4], slot * EXPERT_BLOCK + expert of each hit, in the order of slots
     first_slot,
-    num_slots,
-    num_experts,
-    first,
-    num_owned,
     WARPS: tl.constexpr,
     CHUNKS: tl.constexpr,
     EXPERT_BLOCK: tl.constexpr,
     FLAT: tl.constexpr,
-    flat,
 ):
     """List the hits of a tile, in which each warp has a run of chunks; returns how many there are."""
     lanes = tl.arange(0, 32 * WARPS)
@@ -58,12 +52,8 @@ def _collect_tile(
     sums = ()
     packed = tl.zeros([32 * WARPS], tl.int32)
     for chunk in tl.static_range(CHUNKS):
-        slots = (lane_starts + chunk * 128)[:, None] + tl.arange(0, 4)[None, :]
-        ids = tl.load(topk_ids_ptr + slots, mask=slots < num_slots, other=-1)
-        if FLAT:
-            ids = regions.experts_of(ids, slots < num_slots, num_experts, flat)
-        hits = owned_by(ids, first, num_owned, EXPERT_BLOCK)
-        found = found + ((slots * EXPERT_BLOCK + (ids - first).to(tl.int32), hits),)
+        slots, ids, hits = load_chunk(source, lane_starts, chunk, EXPERT_BLOCK, FLAT)
+        found = found + ((slots * EXPERT_BLOCK + (ids - source[4]).to(tl.int32), hits),)
         packed += tl.sum(hits.to(tl.int32), axis=1) << (chunk % 4 * 8)
         if chunk % 4 == 3 or chunk == CHUNKS - 1:
             counts = tl.reshape(packed, [WARPS, 32])
@@ -76,23 +66,22 @@ def _collect_tile(
         earlier_lanes, all_lanes = sums[chunk // 4]
         starts = starts + (((earlier_lanes >> (chunk % 4 * 8)) & 255) + warp_count[:, None],)
         warp_count += (all_lanes >> (chunk % 4 * 8)) & 255
-    up_to_warp = tl.cumsum(warp_count, axis=0)
+    earlier_warps, all_warps = warp_starts(warp_count, WARPS)
     for chunk in tl.static_range(CHUNKS):
         values, hits = found[chunk]
-        start = tl.reshape(starts[chunk] + (up_to_warp - warp_count)[:, None], [32 * WARPS])
+        start = tl.reshape(starts[chunk] + earlier_warps[:, None], [32 * WARPS])
         ones = hits.to(tl.int32)
         tl.store(list_ptr + start[:, None] + tl.cumsum(ones, axis=1) - ones, values, mask=hits)
-    # The last one, rather than a second sum across warps.
-    return tl.sum(tl.where(tl.arange(0, WARPS) == WARPS - 1, up_to_warp, 0), axis=0)
+    return all_warps
 
 
 @triton.jit
 def _place_listed(
+    source,
     list_ptr,
     start,
     num_hits,
     places,
-    topk_weights_ptr,
     slot_index_ptr,
     weights_ptr,
     EXPERT_BLOCK: tl.constexpr,
@@ -109,8 +98,7 @@ def _place_listed(
     slots = values // EXPERT_BLOCK
     expert = values % EXPERT_BLOCK
     # Before the sums, so that the loads are under way meanwhile.
-    if topk_weights_ptr is not None:
-        weights = tl.load(topk_weights_ptr + slots, mask=listed, other=0)
+    weights = load_weights(source, slots, listed)
     owned = tl.arange(0, EXPERT_BLOCK)
     shift = (expert % FIELDS * FIELD).to(wide)
     owned_shift = (owned % FIELDS * FIELD).to(wide)
@@ -123,7 +111,7 @@ def _place_listed(
         counts = (tl.sum(units, axis=0) >> owned_shift) & MASK
         places += tl.where(owned // FIELDS == word, counts.to(tl.int32), 0)
     tl.store(slot_index_ptr + ranks, slots, mask=listed)
-    if topk_weights_ptr is not None:
+    if weights_ptr is not None:
         tl.store(weights_ptr + ranks, weights, mask=listed)
     return places
 
@@ -161,40 +149,19 @@ def align_rows_collect_kernel(
         slot_index_ptr += first.to(tl.int64) * num_slots
         weights_ptr += first.to(tl.int64) * num_slots
         places = owned * num_slots
+    source = (topk_ids_ptr, topk_weights_ptr, num_slots, num_experts, first, num_owned, flat)
     end = TILE if ONE_TILE else num_slots
     for tile in tl.range(0, end, TILE):
-        num_hits = _collect_tile(
-            topk_ids_ptr,
-            list_ptr,
-            tile,
-            num_slots,
-            num_experts,
-            first,
-            num_owned,
-            WARPS,
-            CHUNKS,
-            EXPERT_BLOCK,
-            FLAT,
-            flat,
-        )
+        num_hits = _collect_tile(source, list_ptr, tile, WARPS, CHUNKS, EXPERT_BLOCK, FLAT)
         tl.debug_barrier()
         if num_hits <= _SHORT:
             places = _place_listed(
-                list_ptr, 0, num_hits, places, topk_weights_ptr, slot_index_ptr, weights_ptr, EXPERT_BLOCK, _SHORT, 8
+                source, list_ptr, 0, num_hits, places, slot_index_ptr, weights_ptr, EXPERT_BLOCK, _SHORT, 8
             )
         else:
             for start in tl.range(0, num_hits, LONG):
                 places = _place_listed(
-                    list_ptr,
-                    start,
-                    num_hits,
-                    places,
-                    topk_weights_ptr,
-                    slot_index_ptr,
-                    weights_ptr,
-                    EXPERT_BLOCK,
-                    LONG,
-                    16,
+                    source, list_ptr, start, num_hits, places, slot_index_ptr, weights_ptr, EXPERT_BLOCK, LONG, 16
                 )
         if not ONE_TILE:
             # Before the list is overwritten.

@@ -68,7 +68,7 @@ def _load_ids(source, slots, mask, FLAT: tl.constexpr):
 
 
 @triton.jit
-def _load_weights(source, slots, mask):
+def load_weights(source, slots, mask):
     """The weights of slots; without weights, something that is not looked at."""
     topk_weights_ptr = source[1]
     if topk_weights_ptr is not None:
@@ -112,7 +112,7 @@ def _chunk_counts(lane_counts, chunk: tl.constexpr, EXPERT_BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _warp_starts(sums, WARPS: tl.constexpr):
+def warp_starts(sums, WARPS: tl.constexpr):
     """Exclusive sum over warps, and the sum; for [WARPS]."""
     inclusive = tl.cumsum(sums, axis=0)
     # The last one, rather than a second sum across warps.
@@ -189,12 +189,12 @@ def _place_hits(
         placed = _place_hit(target, ahead[i][0], ahead[i][1], placed, starts, CHUNKS, EXPERT_BLOCK, FLAT)
     for _ in tl.range(HITS, rounds):
         hit, marks = _next_hit(marks, lane_starts, source, EXPERT_BLOCK, counters, FLAT)
-        weights = _load_weights(source, hit[0], hit[3])
+        weights = load_weights(source, hit[0], hit[3])
         placed = _place_hit(target, hit, weights, placed, starts, CHUNKS, EXPERT_BLOCK, FLAT)
 
 
 @triton.jit
-def _load_chunk(source, lane_starts, chunk, EXPERT_BLOCK: tl.constexpr, FLAT: tl.constexpr):
+def load_chunk(source, lane_starts, chunk, EXPERT_BLOCK: tl.constexpr, FLAT: tl.constexpr):
     """A chunk's slots, their ids and which of them are hits; [32 * WARPS, 4]."""
     num_slots, first, num_owned = source[2], source[4], source[5]
     slots = (lane_starts + chunk * 128)[:, None] + tl.arange(0, 4)[None, :]
@@ -224,7 +224,7 @@ def _count_chunks(
     """Each lane's counters, whatever the number of hits."""
     lane_counts = tl.zeros(lane_starts.shape, counters)
     for chunk in tl.range(CHUNKS):
-        loaded = _load_chunk(source, lane_starts, chunk, EXPERT_BLOCK, FLAT)
+        loaded = load_chunk(source, lane_starts, chunk, EXPERT_BLOCK, FLAT)
         units = _units(loaded[1], source[4], loaded[2], EXPERT_BLOCK, counters)[1]
         lane_counts += tl.sum(units, axis=1) << (chunk * EXPERT_BLOCK * 4)
     return lane_counts
@@ -242,8 +242,8 @@ def _place_chunks(
 ):
     """Store all hits, whatever their number."""
     for chunk in tl.range(CHUNKS):
-        slots, ids, hits = _load_chunk(source, lane_starts, chunk, EXPERT_BLOCK, FLAT)
-        weights = _load_weights(source, slots, hits)
+        slots, ids, hits = load_chunk(source, lane_starts, chunk, EXPERT_BLOCK, FLAT)
+        weights = load_weights(source, slots, hits)
         expert, units = _units(ids, source[4], hits, EXPERT_BLOCK, tl.int32)
         before = ((tl.cumsum(units, axis=1) - units) >> (expert * 4)) & 15
         even_start = _select(starts[0], chunk, CHUNKS)[:, None]
@@ -300,7 +300,7 @@ def align_rows_sift_kernel(
         lane_starts = start + in_tile
         marks = tl.zeros([32 * WARPS], tl.int32)
         for chunk in tl.static_range(CHUNKS):
-            loaded = _load_chunk(source, lane_starts, chunk, EXPERT_BLOCK, FLAT)
+            loaded = load_chunk(source, lane_starts, chunk, EXPERT_BLOCK, FLAT)
             marks += tl.sum(loaded[2].to(tl.int32) << (chunk * 4 + in_lane), axis=1)
         rounds = tl.max(_count_bits(marks), axis=0)
         # Where a lane has many hits, all slots are gone through once more, chunk by chunk, rather than hit by hit.
@@ -310,7 +310,7 @@ def align_rows_sift_kernel(
         lane_counts = tl.zeros([32 * WARPS], counters)
         for _ in tl.static_range(HITS):
             hit, marks = _next_hit(marks, lane_starts, source, EXPERT_BLOCK, counters, FLAT)
-            ahead = ahead + ((hit, _load_weights(source, hit[0], hit[3])),)
+            ahead = ahead + ((hit, load_weights(source, hit[0], hit[3])),)
             lane_counts += hit[4]
         if dense:
             lane_counts = _count_chunks(source, lane_starts, CHUNKS, EXPERT_BLOCK, counters, FLAT)
@@ -335,8 +335,8 @@ def align_rows_sift_kernel(
             else:
                 even_counts = even_counts + (before + even_sum[:, None],)
                 even_sum += total
-        even_before, even_all = _warp_starts(even_sum, WARPS)
-        odd_before, odd_all = _warp_starts(odd_sum, WARPS)
+        even_before, even_all = warp_starts(even_sum, WARPS)
+        odd_before, odd_all = warp_starts(odd_sum, WARPS)
         even_starts = ()
         odd_starts = ()
         for chunk in tl.static_range(CHUNKS):
