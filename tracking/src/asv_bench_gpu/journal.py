@@ -101,6 +101,11 @@ class Line:
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"not a {cls.__name__.lower()}: {error}") from error
 
+    @property
+    def failures(self) -> set[str]:
+        """What stopped it; nothing, if it is finished."""
+        raise NotImplementedError
+
     @classmethod
     def _from_dict(cls, data: dict[str, Any]) -> Self:
         raise NotImplementedError
@@ -122,6 +127,11 @@ class Round(Outcome, Line):
     started_at: str
     seconds: float
 
+    @property
+    def failures(self) -> set[str]:
+        """What stopped it."""
+        return set() if self.failed is None else {self.failed}
+
     @classmethod
     def _from_dict(cls, data: dict[str, Any]) -> Self:
         figures = {name: Figures(**figures) for name, figures in data.pop("figures").items()}
@@ -134,6 +144,11 @@ class Pair(Line):
 
     base: Round
     head: Round
+
+    @property
+    def failures(self) -> set[str]:
+        """What stopped either."""
+        return self.base.failures | self.head.failures
 
     @classmethod
     def _from_dict(cls, data: dict[str, Any]) -> Self:
@@ -170,25 +185,22 @@ def standing(path: Path) -> list[Round]:
     A commit that once gave a wrong result is not to be trusted with what it measured before; a build, a timeout or
     a crash of the machine takes nothing back.
     """
-    rounds: list[Round] = []
-    for entry in read(path):
-        if entry.failed == "verification":
-            rounds.clear()
-        elif entry.failed is None:
-            rounds.append(entry)
-    return rounds
+    return _standing(path, Round)
 
 
 def standing_pairs(path: Path) -> list[Pair]:
-    """The finished rounds of a comparison that count: those after the last failed verification of either commit."""
-    pairs: list[Pair] = []
-    for pair in _read(path, Pair):
-        failures = {pair.base.failed, pair.head.failed}
-        if "verification" in failures:
-            pairs.clear()
-        elif failures == {None}:
-            pairs.append(pair)
-    return pairs
+    """The finished rounds of a comparison that count: likewise, after the last failed verification of either commit."""
+    return _standing(path, Pair)
+
+
+def _standing(path: Path, kind: type[AnyLine]) -> list[AnyLine]:
+    lines: list[AnyLine] = []
+    for line in _read(path, kind):
+        if "verification" in line.failures:
+            lines.clear()
+        elif not line.failures:
+            lines.append(line)
+    return lines
 
 
 def append(path: Path, entry: Line) -> None:
