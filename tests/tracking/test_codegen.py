@@ -124,6 +124,17 @@ def test_detects_spills(part):
     assert roomy["spill_bytes"] == 0
 
 
+@pytest.mark.parametrize(
+    ("instruction", "spilled"), [("STL [R1], R2 ;", 8), ("@P0 LDL R2, [R1] ;", 8), ("STG.E desc[UR4][R2.64], R3 ;", 0)]
+)
+def test_a_frame_that_nothing_is_stored_to_is_no_spill(monkeypatch, instruction, spilled):
+    from asv_bench_gpu import codegen
+
+    outputs = {"-res-usage": "REG:40 STACK:8 SHARED:0", "-c": f"        /*0010*/                   {instruction}\n"}
+    monkeypatch.setattr(codegen, "_output", lambda tool, option, file: outputs[option])
+    assert codegen._read_nvidia(b"", shared_bytes=0).spill_bytes == spilled
+
+
 def test_module_imports_neither_torch_nor_triton():
     script = "import sys, asv_bench_gpu.codegen; print({'torch', 'triton'} & set(sys.modules))"
     assert processes.output("-c", script) == "set()\n"

@@ -164,7 +164,8 @@ def _read_nvidia(cubin: bytes, shared_bytes: int) -> Resources:
     opcodes = [opcode for opcode in opcodes if opcode != "NOP"]  # fills up the last cache line
     return Resources(
         registers=_number(r"REG:(\d+)", usage),
-        spill_bytes=_number(r"STACK:(\d+)", usage),
+        # A frame that nothing is stored to is no spill.
+        spill_bytes=_number(r"STACK:(\d+)", usage) if {"STL", "LDL"}.intersection(opcodes) else 0,
         shared_bytes=shared_bytes,
         instructions=len(opcodes),
         atomics=sum(opcode in _NVIDIA_ATOMICS for opcode in opcodes),
