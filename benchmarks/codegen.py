@@ -29,14 +29,15 @@ def _launch_all() -> None:
     topk_ids = torch.zeros((1024, 8), dtype=torch.int32)
     num_slots, num_experts = topk_ids.numel(), 256
     out = layouts.Rows.empty(num_experts, num_slots, torch.float32, topk_ids.device)
-    # Commits before there were strategies have two launchers.
+    # Commits before there were strategies, or before a strategy launched, have launchers beside their kernels.
     known = getattr(strategy, "STRATEGIES", None) or {"scan": "deterministic", "atomic": "atomic"}
     for name, found in known.items():
         if isinstance(found, str):
             config = strategy.default_run_config(found, num_slots, num_experts)
         else:
             config = found.default(num_slots, num_experts)
-        getattr(kernels, name).align_rows(topk_ids, torch.zeros(topk_ids.shape), out, config)
+        launcher = getattr(found, "align_rows", None) or getattr(kernels, name).align_rows
+        launcher(topk_ids, torch.zeros(topk_ids.shape), out, config)
     capacity = layouts.schedule_capacity(num_slots, num_experts, 64)
     kernels.schedule.schedule_blocks(out.counts, 64, torch.empty((capacity, 3), dtype=torch.int32))
 

@@ -3,7 +3,7 @@
 python -m benchmarks.tune --out src/moe_align/tuned
 
 Every configuration is verified before its time counts. One file per GPU model, with three tables: "deterministic" and
-"atomic" for rows, "flat" for blocks and offsets, measured with offsets. Each has the fastest configuration for every
+"atomic" for rows, "blocks", of 64 slots, and "offsets" for those layouts. Each has the fastest configuration for every
 (number of experts, number of slots) of a grid, and the figures behind the choice beside it.
 """
 
@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 
 EXPERTS = [8, 64, 128, 256, 512, 1024]
 SLOTS = [8, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 24576, 32768, 49152, 65536, 131072, 262144]
-TABLES = ["deterministic", "atomic", "flat"]
+TABLES = ["deterministic", "atomic", "blocks", "offsets"]
+_BLOCK_SIZE = 64
 #: A table entry changes only for a gain above the noise of one short measurement.
 _GAIN = 0.01
 
@@ -65,20 +66,22 @@ def configurations(table: str, num_slots: int, num_experts: int) -> list[dict[st
             if 1 <= num_slots / (warps * 128) <= 16 and num_experts // experts >= 64
         ]
     # In a flat layout these count all slots in every program, so tiles pay earlier, and soon nothing else does.
-    if table == "flat" and (num_slots > 8192 or num_slots * num_experts > 2**21):
+    flat = table in ("blocks", "offsets")
+    if flat and (num_slots > 8192 or (table == "blocks" and num_slots * num_experts > 2**21)):
         found = []
-    least_slots, least_tiles = (512, 8) if table == "flat" else (2048, 64)
+    least_slots, least_tiles = (512, 8) if flat else (2048, 64)
     if num_slots >= least_slots:
         found += [
             {
                 "strategy": "tiles",
-                "BLOCK_SIZE": step,
-                "STEPS": steps,
+                "BLOCK_SIZE": block,
                 "SUM_EXPERTS": sum_experts,
-                "num_warps": step // 32,
+                "num_warps": block // (32 * slots),
             }
-            for step, steps, sum_experts in itertools.product((32, 64, 128, 256), (1, 2, 4, 8, 16), (4, 8))
-            if least_tiles <= num_slots // (step * steps) <= 2048
+            for block, sum_experts, slots in itertools.product(
+                (64, 128, 256, 512, 1024), (4, 8) if num_experts <= 256 else (8, 16), (1, 2)
+            )
+            if least_tiles <= num_slots // block <= 2048 and block // (32 * slots) <= 16
         ]
     return found
 
@@ -101,10 +104,17 @@ class _Alignment(NamedTuple):
 
 def _alignment(table: str, num_experts: int, num_slots: int) -> _Alignment:
     from benchmarks import oracle
-    from moe_align import Offsets, Rows, align_offsets, align_rows
+    from moe_align import Blocks, Offsets, Rows, align_blocks, align_offsets, align_rows
 
     ids, weights = _case(num_experts, num_slots)
-    if table == "flat":
+    if table == "blocks":
+        blocks = Blocks.empty(ids.numel(), num_experts, _BLOCK_SIZE, ids.device)
+        return _Alignment(
+            blocks,
+            lambda config: align_blocks(ids, _BLOCK_SIZE, num_experts, out=blocks, run_config=config),
+            lambda: oracle.flat_difference(blocks, ids, None, num_experts, _BLOCK_SIZE),
+        )
+    if table == "offsets":
         offsets = Offsets.empty(ids.numel(), num_experts, ids.device)
         return _Alignment(
             offsets,
@@ -127,10 +137,11 @@ def _compile(job: tuple[str, int, int, dict[str, Any]]) -> None:
 
 def untuned(table: str, num_slots: int, num_experts: int) -> dict[str, Any]:
     """What serves a shape on a GPU that nobody tuned."""
-    from moe_align.strategy import default_run_config
+    from moe_align.strategy import Layout, default_run_config
 
     implementation = "atomic" if table == "atomic" else "deterministic"
-    return default_run_config(implementation, num_slots, num_experts, flat=table == "flat")
+    layout: Layout = table if table in ("blocks", "offsets") else "rows"  # type: ignore[assignment]
+    return default_run_config(implementation, num_slots, num_experts, layout=layout)
 
 
 def tune(table: str, num_experts: int, num_slots: int) -> dict[str, Any]:
@@ -176,9 +187,12 @@ def main() -> None:
     parser.add_argument(
         "--experts", nargs="+", type=int, choices=EXPERTS, default=EXPERTS, metavar="E", help="likewise (all)"
     )
+    parser.add_argument(
+        "--slots", nargs="+", type=int, choices=SLOTS, default=SLOTS, metavar="S", help="likewise (all)"
+    )
     arguments = parser.parse_args()
 
-    grid = list(itertools.product(arguments.experts, SLOTS))
+    grid = list(itertools.product(arguments.experts, arguments.slots))
     jobs = [
         (table, num_experts, num_slots, config)
         for table, (num_experts, num_slots) in itertools.product(arguments.tables, grid)

@@ -7,17 +7,19 @@ import json
 import re
 from collections.abc import Callable
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import triton
 
-from moe_align.kernels import atomic, collect, scan, sift, tiles
+from moe_align.kernels import atomic, collect, launch, scan, sift, tiles
+from moe_align.kernels.launch import Arguments, Call, Launcher, Plan
 from moe_align.layouts import Regions, Rows
 
 #: Triton's limit on the elements of one tile.
 MAX_TILE = 2**20
 
+Layout = Literal["rows", "blocks", "offsets"]
 #: Launch options, and under "strategy" the name of the strategy whose options they are.
 RunConfig = dict[str, Any]
 
@@ -26,24 +28,36 @@ class Strategy(NamedTuple):
     """One way of computing ranks.
 
     Attributes:
-        align_rows: the launcher of the row layout: topk_ids, topk_weights, out, and a value for every option.
-        align_flat: the launcher of the flat layouts, blocks and offsets, likewise; None if there is none.
+        plan: what to launch for a call, with a value for every option.
         options: name of each option -> its largest value; all are powers of two, but NUM_STAGE and HITS.
         default: number of slots, number of experts -> a value for every option, for GPUs that nobody tuned.
         ordered: whether slots ascend within an expert.
     """
 
-    align_rows: Callable[[torch.Tensor, torch.Tensor, Rows, dict[str, int]], None]
-    align_flat: Callable[[torch.Tensor, torch.Tensor | None, Regions, dict[str, int]], None] | None
+    plan: Callable[[Call, dict[str, int]], Plan]
     options: dict[str, int]
     default: Callable[[int, int], dict[str, int]]
     ordered: bool = True
 
+    def align_rows(self, topk_ids: torch.Tensor, topk_weights: torch.Tensor, out: Rows, config: RunConfig) -> None:
+        """Launch for rows, with a value for every option; arguments are checked by `moe_align.api`."""
+        self._launch(*launch.of_rows(topk_ids, topk_weights, out), config)
+
+    def align_flat(
+        self, topk_ids: torch.Tensor, topk_weights: torch.Tensor | None, out: Regions, config: RunConfig
+    ) -> None:
+        """Launch for a flat layout, likewise."""
+        self._launch(*launch.of_regions(topk_ids, topk_weights, out), config)
+
+    def _launch(self, call: Call, arguments: Arguments, config: RunConfig) -> None:
+        Launcher(call, self.plan(call, config))(arguments)
+
 
 _ANY_VALUE = ("NUM_STAGE", "HITS")
-# In a flat layout every program of the strategies before tiles counts all slots of all experts. What serves rows serves
-# them up to so many slots, or slots * experts, and then it is always tiles, unless they have a table of their own.
-_FLAT_SLOTS, _FLAT_WORK = 4096, 2**19
+# In a flat layout every program of the strategies before tiles counts all slots. Without a table of its own it is
+# served as rows are, up to so many slots, and of blocks, where all experts are counted, slots * experts; then by tiles.
+_OFFSETS_SLOTS = 8192
+_BLOCKS_SLOTS, _BLOCKS_WORK = 4096, 2**19
 
 
 def _default_scan(num_slots: int, num_experts: int) -> dict[str, int]:
@@ -69,9 +83,9 @@ def _default_collect(num_slots: int, num_experts: int) -> dict[str, int]:
 
 
 def _default_tiles(num_slots: int, num_experts: int) -> dict[str, int]:
-    # Small tiles, as long as there are few enough to sum over.
-    steps = min(max(triton.next_power_of_2(num_slots) // 2**18, 1), 64)
-    return {"BLOCK_SIZE": 128, "STEPS": steps, "SUM_EXPERTS": 8, "num_warps": 4}
+    # Small tiles, which are sorted sooner, as long as there are few enough to sum over.
+    block_size = min(max(triton.next_power_of_2(num_slots) // 128, 128), 512)
+    return {"BLOCK_SIZE": block_size, "SUM_EXPERTS": 8, "num_warps": block_size // 32}
 
 
 def _default_atomic(num_slots: int, num_experts: int) -> dict[str, int]:
@@ -81,30 +95,26 @@ def _default_atomic(num_slots: int, num_experts: int) -> dict[str, int]:
 
 STRATEGIES = {
     "scan": Strategy(
-        scan.align_rows,
-        scan.align_flat,
+        scan.plan,
         {"BLOCK_SIZE": 65536, "EXPERT_BLOCK": 1024, "NUM_STAGE": 8, "num_warps": 32},
         _default_scan,
     ),
     "sift": Strategy(
-        sift.align_rows,
-        sift.align_flat,
+        sift.plan,
         {"EXPERT_BLOCK": sift.MAX_EXPERT_BLOCK, "HITS": 8, "num_warps": 32},
         _default_sift,
     ),
     "collect": Strategy(
-        collect.align_rows,
-        collect.align_flat,
+        collect.plan,
         {"EXPERT_BLOCK": collect.MAX_EXPERT_BLOCK, "num_warps": collect.MAX_WARPS},
         _default_collect,
     ),
     "tiles": Strategy(
-        tiles.align_rows,
-        tiles.align_flat,
-        {"BLOCK_SIZE": 256, "STEPS": 64, "SUM_EXPERTS": tiles.MAX_SUM_EXPERTS, "num_warps": 32},
+        tiles.plan,
+        {"BLOCK_SIZE": tiles.MAX_TILE, "SUM_EXPERTS": tiles.MAX_SUM_EXPERTS, "num_warps": 32},
         _default_tiles,
     ),
-    "atomic": Strategy(atomic.align_rows, None, {"BLOCK_SIZE": 65536, "num_warps": 32}, _default_atomic, ordered=False),
+    "atomic": Strategy(atomic.plan, {"BLOCK_SIZE": 65536, "num_warps": 32}, _default_atomic, ordered=False),
 }
 
 
@@ -138,7 +148,7 @@ def rule_of_thumb(implementation: str, num_slots: int, num_experts: int) -> RunC
 
 @functools.lru_cache(maxsize=4096)
 def default_run_config(
-    implementation: str, num_slots: int, num_experts: int, gpu: str | None = None, *, flat: bool = False
+    implementation: str, num_slots: int, num_experts: int, gpu: str | None = None, *, layout: Layout = "rows"
 ) -> RunConfig:
     """The configuration for a shape: the one measured for its neighbour, or the rule of thumb.
 
@@ -147,18 +157,19 @@ def default_run_config(
         num_slots: slots of the call.
         num_experts: experts of the call.
         gpu: torch's name of the GPU.
-        flat: for blocks or offsets rather than rows.
+        layout: of the call.
     """
     tables = _tuned(gpu)
-    if flat and tables.get("flat"):
-        return _measured_nearby(tables["flat"], num_slots, num_experts)
+    if layout != "rows" and tables.get(layout):
+        return _measured_nearby(tables[layout], num_slots, num_experts)
     if tables.get(implementation):
         config = _measured_nearby(tables[implementation], num_slots, num_experts)
     else:
         config = rule_of_thumb(implementation, num_slots, num_experts)
-    if flat and config["strategy"] != "tiles" and num_slots > min(_FLAT_SLOTS, _FLAT_WORK // num_experts):
-        return {"strategy": "tiles", **_default_tiles(num_slots, num_experts)}
-    return config
+    if layout == "rows" or config["strategy"] == "tiles":
+        return config
+    most = _OFFSETS_SLOTS if layout == "offsets" else min(_BLOCKS_SLOTS, _BLOCKS_WORK // num_experts)
+    return config if num_slots <= most else {"strategy": "tiles", **_default_tiles(num_slots, num_experts)}
 
 
 def _measured_nearby(tuned: dict[tuple[int, int], RunConfig], num_slots: int, num_experts: int) -> RunConfig:
@@ -176,7 +187,7 @@ def _round_up(value: int, grid: set[int]) -> int:
 def _tuned(gpu: str | None) -> dict[str, dict[tuple[int, int], RunConfig]]:
     """Measured configurations for a GPU: table -> (num_experts, num_slots) -> configuration.
 
-    The tables "deterministic" and "atomic" are for rows, "flat" is for the deterministic blocks and offsets.
+    The tables "deterministic" and "atomic" are for rows, "blocks" and "offsets" for those, deterministic.
     """
     if gpu is None:
         return {}
@@ -186,7 +197,7 @@ def _tuned(gpu: str | None) -> dict[str, dict[tuple[int, int], RunConfig]]:
     tuned = json.loads(file.read_text())
     return {
         table: {(row["num_experts"], row["num_slots"]): row["config"] for row in tuned.get(table, ())}
-        for table in ("deterministic", "atomic", "flat")
+        for table in ("deterministic", "atomic", "blocks", "offsets")
     }
 
 
@@ -237,7 +248,7 @@ def run_config_for(
     num_experts: int,
     gpu: str | None = None,
     *,
-    flat: bool = False,
+    layout: Layout = "rows",
 ) -> RunConfig:
     """The configuration of one call: the default for its shape, or the caller's options, completed by their strategy's.
 
@@ -247,7 +258,7 @@ def run_config_for(
         num_slots: slots of the call.
         num_experts: experts of the call.
         gpu: torch's name of the GPU.
-        flat: for blocks or offsets rather than rows.
+        layout: of the call.
 
     Raises:
         TypeError, ValueError: as `checked_run_config`.
@@ -255,7 +266,7 @@ def run_config_for(
     checked = checked_run_config(implementation, run_config) if run_config is not None else None
     if implementation == "reference":
         return {}
-    default = default_run_config(implementation, num_slots, num_experts, gpu, flat=flat)
+    default = default_run_config(implementation, num_slots, num_experts, gpu, layout=layout)
     if checked is None:
         return default
     if checked["strategy"] != default["strategy"]:

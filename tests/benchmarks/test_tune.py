@@ -7,7 +7,12 @@ from benchmarks.shapes import Model, route
 from moe_align import strategy
 
 each_table = pytest.mark.parametrize("table", tune.TABLES)
-IMPLEMENTATION = {"deterministic": "deterministic", "atomic": "atomic", "flat": "deterministic"}
+IMPLEMENTATION = {
+    "deterministic": "deterministic",
+    "atomic": "atomic",
+    "blocks": "deterministic",
+    "offsets": "deterministic",
+}
 each_size = pytest.mark.parametrize("num_slots", tune.SLOTS, ids="{}-slots".format)
 
 

@@ -1,6 +1,20 @@
 import pytest
 from triton.runtime.interpreter import InterpreterBuilder
 
+from moe_align import dispatch
+
+
+@pytest.fixture
+def plan_with(monkeypatch):
+    """Change a constant of a module; what was planned before is not launched meanwhile, nor what is planned later."""
+
+    def change(module, name, value):
+        monkeypatch.setattr(module, name, value)
+        dispatch._launcher.cache_clear()
+
+    yield change
+    dispatch._launcher.cache_clear()
+
 
 @pytest.fixture
 def stored_addresses(monkeypatch):

@@ -21,7 +21,7 @@ CONFIGURATIONS = {
     "sift": {"strategy": "sift", "EXPERT_BLOCK": 4, "HITS": 2, "num_warps": 1},
     "sift-alone": {"strategy": "sift", "EXPERT_BLOCK": 1, "HITS": 1, "num_warps": 1},
     "collect": {"strategy": "collect", "EXPERT_BLOCK": 4, "num_warps": 1},
-    "tiles": {"strategy": "tiles", "BLOCK_SIZE": 32, "STEPS": 2, "num_warps": 1},
+    "tiles": {"strategy": "tiles", "BLOCK_SIZE": 64, "num_warps": 1},
 }
 each_configuration = pytest.mark.parametrize("configuration", CONFIGURATIONS)
 assert {config.get("strategy") for config in CONFIGURATIONS.values()} == {None, *strategies("deterministic")}

@@ -41,8 +41,8 @@ CONFIGURATIONS: list[dict[str, Any] | None] = [
     {"strategy": "sift", "EXPERT_BLOCK": 4, "HITS": 3, "num_warps": 16},
     {"strategy": "collect", "EXPERT_BLOCK": 8, "num_warps": 1},
     {"strategy": "collect", "EXPERT_BLOCK": 2, "num_warps": 16},
-    {"strategy": "tiles", "BLOCK_SIZE": 32, "STEPS": 4, "num_warps": 1},
-    {"strategy": "tiles", "BLOCK_SIZE": 128, "STEPS": 1, "SUM_EXPERTS": 2, "num_warps": 4},
+    {"strategy": "tiles", "BLOCK_SIZE": 32, "num_warps": 1},
+    {"strategy": "tiles", "BLOCK_SIZE": 256, "SUM_EXPERTS": 2, "num_warps": 4},
 ]
 _DTYPES = [(torch.int32, torch.float32), (torch.int64, torch.bfloat16), (torch.int32, torch.float16)]
 SPREADS = ["uniform", "skewed", "one expert", "ascending", "dropped", "wide"]

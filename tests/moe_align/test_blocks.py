@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from moe_align import Blocks, align_blocks
-from moe_align.kernels import regions
+from moe_align.kernels import regions, tiles
 from tests.moe_align import flat, oracle
 from tests.moe_align.cases import (
     CASES,
@@ -109,9 +109,10 @@ def test_buffers_need_no_alignment(device, configuration, guard):
 
 @each_configuration
 @pytest.mark.parametrize("num_experts", [63, 64, 65, 130], ids="experts={}".format)
-def test_more_experts_than_are_counted_at_a_time(device, monkeypatch, configuration, num_experts):
-    monkeypatch.setattr(regions, "_MAX_BINS", 64)
-    monkeypatch.setattr("moe_align.kernels.tiles._MAX_BINS", 32)
+def test_more_experts_than_are_counted_at_a_time(device, plan_with, configuration, num_experts):
+    plan_with(regions, "_MAX_BINS", 64)
+    plan_with(tiles, "_COUNT_BINS", 32)
+    plan_with(tiles, "_FLAT_BINS", 32)
     topk_ids = random_ids(20, 2, num_experts + 4).sub(2).to(device)
     check_blocks(topk_ids, 2, num_experts, run_config=CONFIGURATIONS[configuration] or None)
 

@@ -23,7 +23,7 @@ CONFIGURATIONS = {
     "scan": {"strategy": "scan", "BLOCK_SIZE": 32, "EXPERT_BLOCK": 4},
     "sift": {"strategy": "sift", "EXPERT_BLOCK": 4, "HITS": 2, "num_warps": 1},
     "collect": {"strategy": "collect", "EXPERT_BLOCK": 4, "num_warps": 1},
-    "tiles": {"strategy": "tiles", "BLOCK_SIZE": 32, "STEPS": 2, "num_warps": 1},
+    "tiles": {"strategy": "tiles", "BLOCK_SIZE": 64, "num_warps": 1},
 }
 
 

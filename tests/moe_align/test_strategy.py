@@ -69,40 +69,46 @@ def test_default_tiles_fit(implementation, gpu):
         assert tile <= MAX_TILE, (num_slots, num_experts)
 
 
-@each_gpu
-def test_flat_layouts_are_divided_by_slots_before_counting_them_all_costs_more(gpu):
+@pytest.mark.parametrize(("layout", "most_slots", "most_work"), [("blocks", 4096, 2**19), ("offsets", 8192, 2**63)])
+def test_flat_layouts_are_divided_by_slots_before_counting_them_all_costs_more(layout, most_slots, most_work):
     for num_slots, num_experts in SHAPES:
-        rows, flat = (default_run_config("deterministic", num_slots, num_experts, gpu, flat=flat) for flat in (0, 1))
-        assert run_config_for("deterministic", None, num_slots, num_experts, gpu, flat=True) == flat
-        if num_slots > 4096 or num_slots * num_experts >= 2**20:
-            assert flat["strategy"] == "tiles", (num_slots, num_experts)
-        # What was measured for rows is kept where it is tiles too.
-        if rows["strategy"] == "tiles" or (num_slots <= 4096 and num_slots * num_experts <= 2**19):
+        rows = default_run_config("deterministic", num_slots, num_experts)
+        flat = default_run_config("deterministic", num_slots, num_experts, layout=layout)
+        assert run_config_for("deterministic", None, num_slots, num_experts, layout=layout) == flat
+        if rows["strategy"] == "tiles" or (num_slots <= most_slots and num_slots * num_experts <= most_work):
             assert flat == rows, (num_slots, num_experts)
+        elif num_slots > most_slots or num_slots * num_experts >= 2 * most_work:
+            assert flat["strategy"] == "tiles", (num_slots, num_experts)
 
 
-def test_flat_layouts_are_served_from_their_own_table(monkeypatch):
-    rows, flat = {"strategy": "scan"}, {"strategy": "sift"}
-    tables = {"deterministic": {(8, 8): rows}, "flat": {(8, 8): flat}}
+def test_flat_layouts_are_served_from_their_own_tables(monkeypatch):
+    tables = {
+        table: {(8, 8): {"strategy": strategy}}
+        for table, strategy in (("deterministic", "scan"), ("blocks", "sift"), ("offsets", "collect"))
+    }
     monkeypatch.setattr(strategy, "_tuned", lambda gpu: tables)
     default_run_config.cache_clear()
     try:
         for num_slots in (1, 10**6):
-            assert default_run_config("deterministic", num_slots, 8, "some GPU") == rows
-            assert default_run_config("deterministic", num_slots, 8, "some GPU", flat=True) == flat
+            for layout, expected in (("rows", "scan"), ("blocks", "sift"), ("offsets", "collect")):
+                config = default_run_config("deterministic", num_slots, 8, "some GPU", layout=layout)
+                assert config == {"strategy": expected}
     finally:
         default_run_config.cache_clear()
 
 
-@pytest.mark.parametrize("layout", ["blocks", "offsets"])
-def test_flat_layouts_ask_for_their_own_choice(monkeypatch, layout):
+def test_each_layout_asks_for_its_own_choice(monkeypatch):
     asked = []
     real = dispatch.run_config_for
-    monkeypatch.setattr(dispatch, "run_config_for", lambda *given, flat: asked.append(flat) or real(*given, flat=flat))
+    monkeypatch.setattr(
+        dispatch, "run_config_for", lambda *given, layout: asked.append(layout) or real(*given, layout=layout)
+    )
+    dispatch._launcher.cache_clear()
     ids = torch.zeros((2, 2), dtype=torch.int32)
     moe_align.align_rows(ids, torch.zeros(2, 2), 4)
-    moe_align.align_blocks(ids, 4, 4) if layout == "blocks" else moe_align.align_offsets(ids, 4)
-    assert asked == [False, True]
+    moe_align.align_blocks(ids, 4, 4)
+    moe_align.align_offsets(ids, 4)
+    assert asked == ["rows", "blocks", "offsets"]
 
 
 @each_implementation
@@ -170,7 +176,7 @@ def test_values_past_the_limits_are_refused(strategy):
     [
         *(("scan", name) for name in ("BLOCK_SIZE", "EXPERT_BLOCK", "num_warps")),
         *((strategy, name) for strategy in ("sift", "collect") for name in ("EXPERT_BLOCK", "num_warps")),
-        *(("tiles", name) for name in ("BLOCK_SIZE", "STEPS", "SUM_EXPERTS", "num_warps")),
+        *(("tiles", name) for name in ("BLOCK_SIZE", "SUM_EXPERTS", "num_warps")),
     ],
 )
 @pytest.mark.parametrize("value", [3, 5, 6, 12])

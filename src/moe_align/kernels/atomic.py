@@ -10,11 +10,10 @@ Source: the cursor kernel of LightLLM's `moe_align_fused`; ids outside the range
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 
-from moe_align.layouts import Rows
+from moe_align.kernels.launch import Call, Launch, Plan
 
 
 @triton.jit
@@ -45,22 +44,11 @@ def align_rows_atomic_kernel(
     tl.store(weights_ptr + places, weights, mask=kept)
 
 
-def align_rows(topk_ids: torch.Tensor, topk_weights: torch.Tensor, out: Rows, run_config: dict[str, int]) -> None:
-    """Launch the cursors; arguments are checked by `moe_align.api`."""
-    num_slots = topk_ids.numel()
+def plan(call: Call, run_config: dict[str, int]) -> Plan:
+    """One launch, after the counts are zeroed unless it does that."""
     # At least one program, so that the counts are zeroed when there are no slots.
-    num_programs = max(1, triton.cdiv(num_slots, run_config["BLOCK_SIZE"]))
-    if num_programs > 1:
-        out.counts.zero_()
-    align_rows_atomic_kernel[(num_programs,)](
-        topk_ids,
-        topk_weights,
-        out.slot_index,
-        out.weights,
-        out.counts,
-        num_slots,
-        out.counts.numel(),
-        BLOCK_SIZE=run_config["BLOCK_SIZE"],
-        ZERO_COUNTS=num_programs == 1,
-        num_warps=run_config["num_warps"],
-    )
+    num_programs = max(1, triton.cdiv(call.num_slots, run_config["BLOCK_SIZE"]))
+    constants = {"BLOCK_SIZE": run_config["BLOCK_SIZE"], "ZERO_COUNTS": num_programs == 1}
+    options = {"num_warps": run_config["num_warps"]}
+    launch = Launch(align_rows_atomic_kernel, (num_programs,), constants, options)
+    return Plan([launch], zero_counts=num_programs > 1)

@@ -14,24 +14,21 @@ In a flat layout a program first counts all slots, to know where its regions sta
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
 
 from moe_align.kernels import regions
+from moe_align.kernels.launch import Call, Launch, Plan
 from moe_align.kernels.scan import all_registers
 from moe_align.kernels.sift import CHUNK, load_chunk, load_weights, warp_starts
-from moe_align.layouts import Regions, Rows
 
-#: Bytes of ids that a lane has registers for; more warps have fewer.
-LANE_BYTES = 128
+#: Chunks of a warp in one tile: a lane keeps a count of each, and has as many registers as 16 warps leave it.
+MAX_CHUNKS = 8
 MAX_WARPS = 16
 #: Experts of one program: their counts of a short list share 64 bits.
 MAX_EXPERT_BLOCK = 8
-# Hits of a short list, counted in 8 bits; a piece of a long one has 4 hits a lane, counted in 16.
-_SHORT = tl.constexpr(128)
+# A list of so many hits is short: the least that holds one of mean length and a third more.
+_SHORT = (128, 256)
 
 
 @triton.jit
@@ -47,13 +44,11 @@ def _collect_tile(
     """List the hits of a tile, in which each warp has a run of chunks; returns how many there are."""
     lanes = tl.arange(0, 32 * WARPS)
     lane_starts = first_slot + (lanes // 32) * (CHUNKS * 128) + (lanes % 32) * 4
-    found = ()
     # Hits of each chunk in earlier lanes, and in the warp; 8 bits each, four chunks to an integer.
     sums = ()
     packed = tl.zeros([32 * WARPS], tl.int32)
     for chunk in tl.static_range(CHUNKS):
-        slots, ids, hits = load_chunk(source, lane_starts, chunk, EXPERT_BLOCK, FLAT)
-        found = found + ((slots * EXPERT_BLOCK + (ids - source[4]).to(tl.int32), hits),)
+        hits = load_chunk(source, lane_starts, chunk, EXPERT_BLOCK, FLAT)[2]
         packed += tl.sum(hits.to(tl.int32), axis=1) << (chunk % 4 * 8)
         if chunk % 4 == 3 or chunk == CHUNKS - 1:
             counts = tl.reshape(packed, [WARPS, 32])
@@ -68,7 +63,9 @@ def _collect_tile(
         warp_count += (all_lanes >> (chunk % 4 * 8)) & 255
     earlier_warps, all_warps = warp_starts(warp_count, WARPS)
     for chunk in tl.static_range(CHUNKS):
-        values, hits = found[chunk]
+        # From the L1 cache, rather than from registers that the loads would have to share.
+        slots, ids, hits = load_chunk(source, lane_starts, chunk, EXPERT_BLOCK, FLAT)
+        values = slots * EXPERT_BLOCK + (ids - source[4]).to(tl.int32)
         start = tl.reshape(starts[chunk] + earlier_warps[:, None], [32 * WARPS])
         ones = hits.to(tl.int32)
         tl.store(list_ptr + start[:, None] + tl.cumsum(ones, axis=1) - ones, values, mask=hits)
@@ -123,24 +120,27 @@ def align_rows_collect_kernel(
     slot_index_ptr,  # out: int32 [num_experts, num_slots], written where rank < count; flat: [capacity], all written
     weights_ptr,  # out: float, likewise; None if there are no weights
     counts_ptr,  # out: int32 [num_experts], every element written; None in a flat layout
-    list_ptr,  # workspace: int32 [programs, 128 * WARPS * CHUNKS]
+    workspace_ptr,  # int32 [programs, 128 * WARPS * CHUNKS], the lists
     num_slots,
     num_experts,
     WARPS: tl.constexpr,
     CHUNKS: tl.constexpr,  # of each warp
     EXPERT_BLOCK: tl.constexpr,  # EXPERT_BLOCK * num_slots < 2**31
     ONE_TILE: tl.constexpr,  # whether a tile covers all slots
+    SHORT: tl.constexpr,  # hits of a list that is ranked at once
     FLAT: tl.constexpr = False,
-    flat=None,  # regions.Flat in a flat layout
+    flat=None,  # launch.Flat in a flat layout
 ):
     """Place the slots of EXPERT_BLOCK experts. Grid: (cdiv(num_experts, EXPERT_BLOCK),). Atomic counts at most."""
     TILE: tl.constexpr = WARPS * CHUNKS * 128
     LONG: tl.constexpr = WARPS * 128
+    # A counter of a short list has 8 bits if these are enough, any other has 16.
+    FIELD: tl.constexpr = 8 if SHORT < 256 else 16
     first = tl.program_id(0) * EXPERT_BLOCK
     # The last program may own fewer experts; the ids past the end are nobody's.
     num_owned = tl.minimum(EXPERT_BLOCK, num_experts - first)
     owned = tl.arange(0, EXPERT_BLOCK)
-    list_ptr += tl.program_id(0).to(tl.int64) * TILE
+    list_ptr = workspace_ptr + tl.program_id(0).to(tl.int64) * TILE
     if FLAT:
         places = regions.count_and_lay_out(
             topk_ids_ptr, slot_index_ptr, weights_ptr, num_slots, num_experts, first, flat, EXPERT_BLOCK
@@ -154,9 +154,9 @@ def align_rows_collect_kernel(
     for tile in tl.range(0, end, TILE):
         num_hits = _collect_tile(source, list_ptr, tile, WARPS, CHUNKS, EXPERT_BLOCK, FLAT)
         tl.debug_barrier()
-        if num_hits <= _SHORT:
+        if num_hits <= SHORT:
             places = _place_listed(
-                source, list_ptr, 0, num_hits, places, slot_index_ptr, weights_ptr, EXPERT_BLOCK, _SHORT, 8
+                source, list_ptr, 0, num_hits, places, slot_index_ptr, weights_ptr, EXPERT_BLOCK, SHORT, FIELD
             )
         else:
             for start in tl.range(0, num_hits, LONG):
@@ -170,47 +170,24 @@ def align_rows_collect_kernel(
         tl.store(counts_ptr + first + owned, places - owned * num_slots, mask=owned < num_owned)
 
 
-def align_rows(topk_ids: torch.Tensor, topk_weights: torch.Tensor, out: Rows, run_config: dict[str, int]) -> None:
-    """Launch the kernel; arguments are checked by `moe_align.api`."""
-    _launch(topk_ids, topk_weights, out, out.counts.numel(), run_config)
-
-
-def align_flat(
-    topk_ids: torch.Tensor, topk_weights: torch.Tensor | None, out: Regions, run_config: dict[str, int]
-) -> None:
-    """Launch the kernel for a flat layout; arguments are checked by `moe_align.api`."""
-    flat = regions.argument(out, run_config["num_warps"], topk_ids.numel())
-    _launch(topk_ids, topk_weights, (out.slots, out.weights, None), out.num_experts, run_config, FLAT=True, flat=flat)
-
-
-def _launch(
-    topk_ids: torch.Tensor,
-    topk_weights: torch.Tensor | None,
-    outputs: tuple[torch.Tensor | None, ...],
-    num_experts: int,
-    run_config: dict[str, int],
-    **layout: Any,
-) -> None:
-    num_slots, num_warps = topk_ids.numel(), run_config["num_warps"]
+def plan(call: Call, run_config: dict[str, int]) -> Plan:
+    """One launch."""
+    num_slots, num_warps = call.num_slots, run_config["num_warps"]
     # A hit's slot and expert share 31 bits.
     expert_block = run_config["EXPERT_BLOCK"] if num_slots < 2**31 // MAX_EXPERT_BLOCK else 1
-    # As few tiles as a lane has registers for, because latencies are waited for in each, and all of one size.
+    # As few tiles as may be, because latencies are waited for in each, and all of one size.
     chunks = max(1, triton.cdiv(num_slots, num_warps * CHUNK))
-    chunks = triton.cdiv(chunks, triton.cdiv(chunks, LANE_BYTES // (4 * topk_ids.itemsize)))
+    chunks = triton.cdiv(chunks, triton.cdiv(chunks, MAX_CHUNKS))
     tile = num_warps * chunks * CHUNK
-    programs = triton.cdiv(num_experts, expert_block)
-    align_rows_collect_kernel[(programs,)](
-        topk_ids,
-        topk_weights,
-        *outputs,
-        torch.empty((programs, tile), dtype=torch.int32, device=topk_ids.device),
-        num_slots,
-        num_experts,
-        WARPS=num_warps,
-        CHUNKS=chunks,
-        EXPERT_BLOCK=expert_block,
-        ONE_TILE=num_slots <= tile,
-        num_warps=num_warps,
-        **all_registers(num_warps),
-        **layout,
-    )
+    programs = triton.cdiv(call.num_experts, expert_block)
+    mean = min(tile, num_slots) * expert_block // call.num_experts
+    constants = {
+        "WARPS": num_warps,
+        "CHUNKS": chunks,
+        "EXPERT_BLOCK": expert_block,
+        "ONE_TILE": num_slots <= tile,
+        "SHORT": next((short for short in _SHORT if 4 * mean <= 3 * short), _SHORT[-1]),
+    }
+    options = {"num_warps": num_warps, **all_registers(num_warps)}
+    launch = Launch(align_rows_collect_kernel, (programs,), constants, options)
+    return Plan([launch], workspace=programs * tile, flat=regions.constants(call, num_warps, num_slots))

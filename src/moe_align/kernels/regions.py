@@ -2,9 +2,10 @@
 
 A flat layout holds one region per expert, in the order of experts, each padded to whole blocks; offsets are blocks of
 one slot. A slot's place is the start of its expert's region plus its rank, which is what the strategies compute. A
-start is the sum of the sizes of all earlier regions, so every program looks at all counts, and nothing is passed on
-between programs: those that stream all slots count them once more, by a histogram in shared memory; the tiles have
-the counts of their second launch.
+start is the sum of the sizes of all earlier regions, and nothing is passed on between programs: those that stream all
+slots count them once more. Without padding they count the slots of smaller experts; with padding they need the slots of
+every expert, by comparing pairs if slots are few, else by a histogram in shared memory. The tiles have the counts of
+their second launch.
 
 Every element is written once: slots by those who rank them; padding, labels and offsets of an expert by one program;
 what lies past the last region by all programs in turns.
@@ -12,15 +13,17 @@ what lies past the last region by all programs in turns.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import triton
 import triton.language as tl
 
-from moe_align.layouts import Regions
+from moe_align.kernels.launch import Call
 
 # Elements of a store, and regions that a program completes at a time if it shares them.
 _LANES, _REGIONS = tl.constexpr(128), tl.constexpr(4)
+# Slots that are few enough for each to be compared with each.
+_FEW_SLOTS = 32
 # Experts counted at a time: a warp counts them in registers, a 32nd part in each lane.
 _MAX_BINS = 512
 # Slots counted at a time: by each warp no fewer than it has lanes, because a histogram must see each id in one thread
@@ -28,40 +31,22 @@ _MAX_BINS = 512
 _MIN_TILE, _WARP_TILE, _MAX_TILE = 64, 256, 2048
 
 
-class Flat(NamedTuple):
-    """What a kernel takes beside the arguments of the row layout."""
+def constants(call: Call, num_warps: int = 1, tile: int = _MIN_TILE) -> tuple[Any, ...] | None:
+    """What `launch.Flat` holds after its tensors, for programs that count about ``tile`` slots at a time.
 
-    expert_ids: Any  # out: int32 [num_blocks], every element written; None for offsets
-    num_tokens_post_padded: Any  # out: int32 [1]; None for offsets
-    offsets: Any  # out: int32 [num_experts + 1], every element written; None for blocks
-    expert_map: Any  # in: int32 [num_experts], global to local expert; None if ids are experts
-    labels: Any  # in: int32 [num_experts], what expert_ids call an expert; None if by its id
-    capacity: Any  # elements of the slots
-    num_blocks: Any  # elements of expert_ids
-    FIRST_ID: Any  # id of expert 0
-    BLOCK: Any  # slots of a block
-    BINS: Any  # experts counted at a time; only for `count_and_lay_out`
-    TILE: Any  # slots counted at a time; likewise
-
-
-def argument(out: Regions, num_warps: int = 1, tile: int = _MIN_TILE) -> Flat:
-    """The argument of a launch with ``num_warps`` whose programs count about ``tile`` slots at a time."""
+    None for rows.
+    """
+    if call.flat is None:
+        return None
+    few = call.num_slots <= _FEW_SLOTS
+    if few:
+        tile = max(triton.next_power_of_2(call.num_slots), 16)
+    else:
+        tile = max(min(triton.next_power_of_2(tile), num_warps * _WARP_TILE, _MAX_TILE), num_warps * _MIN_TILE)
     # At least a warp's width: a histogram has no fewer bins.
-    bins = min(max(64, triton.next_power_of_2(out.num_experts)), _MAX_BINS)
-    tile = min(triton.next_power_of_2(tile), num_warps * _WARP_TILE, _MAX_TILE)
-    return Flat(
-        out.expert_ids,
-        out.num_tokens_post_padded,
-        out.offsets,
-        out.expert_map,
-        out.labels,
-        out.slots.numel(),
-        0 if out.expert_ids is None else out.expert_ids.numel(),
-        FIRST_ID=tl.constexpr(out.first_id),
-        BLOCK=tl.constexpr(out.block_size),
-        BINS=tl.constexpr(bins),
-        TILE=tl.constexpr(max(tile, num_warps * _MIN_TILE)),
-    )
+    bins = min(max(64, triton.next_power_of_2(call.num_experts)), _MAX_BINS)
+    shape = (call.flat.first_id, call.flat.block_size, bins, tile, few)
+    return call.flat.capacity, call.flat.num_blocks, *map(tl.constexpr, shape)
 
 
 @triton.jit
@@ -82,16 +67,62 @@ def _padded(counts, flat):
 
 
 @triton.jit
-def _count_bins(topk_ids_ptr, num_slots, num_experts, first, flat):
-    """Slots of each of BINS experts from ``first`` on."""
-    counts = tl.zeros([flat.BINS], tl.int32)
-    for start in tl.range(0, num_slots, flat.TILE):
+def _load_experts(topk_ids_ptr, slots, num_slots, num_experts, flat):
+    """The experts of slots, and which of them there are; the others' expert is num_experts."""
+    ids = tl.load(topk_ids_ptr + slots, mask=slots < num_slots, other=-1)
+    ids = experts_of(ids, slots < num_slots, num_experts, flat)
+    valid = (ids >= 0) & (ids < num_experts)
+    return tl.where(valid, ids, num_experts).to(tl.int32), valid
+
+
+@triton.jit
+def _count_smaller(topk_ids_ptr, num_slots, num_experts, experts, flat, EXPERTS: tl.constexpr):
+    """Slots of experts smaller than each of ``experts``, and of all: where regions without padding start and end."""
+    # Summed over threads only once, and unrolled, so that loads do not wait for one another.
+    smaller = tl.zeros([flat.TILE, EXPERTS], tl.int32)
+    all_valid = tl.zeros([flat.TILE], tl.int32)
+    for start in tl.range(0, num_slots, flat.TILE, loop_unroll_factor=4):
         slots = start + tl.arange(0, flat.TILE)
-        ids = tl.load(topk_ids_ptr + slots, mask=slots < num_slots, other=-1)
-        ids = experts_of(ids, slots < num_slots, num_experts, flat)
-        kept = (ids >= first) & (ids < tl.minimum(first + flat.BINS, num_experts))
-        counts += tl.histogram(tl.where(kept, ids - first, 0).to(tl.int32), flat.BINS, mask=kept)
-    return counts
+        of_slots, valid = _load_experts(topk_ids_ptr, slots, num_slots, num_experts, flat)
+        smaller += (of_slots[:, None] < experts[None, :]).to(tl.int32)
+        all_valid += valid.to(tl.int32)
+    return tl.sum(smaller, axis=0), tl.sum(all_valid, axis=0)
+
+
+@triton.jit
+def _compare_pairs(topk_ids_ptr, num_slots, num_experts, experts, flat):
+    """Starts of ``experts``, their slots, and the end of all regions, by comparing each slot of one tile with each."""
+    slots = tl.arange(0, flat.TILE)
+    of_slots, valid = _load_experts(topk_ids_ptr, slots, num_slots, num_experts, flat)
+    same = of_slots[:, None] == of_slots[None, :]
+    earlier = same & (slots[:, None] < slots[None, :])
+    first_of_expert = valid & (tl.sum(earlier.to(tl.int32), axis=0) == 0)
+    sizes = tl.where(first_of_expert, _padded(tl.sum(same.to(tl.int32), axis=0), flat), 0)
+    starts = tl.sum(tl.where(of_slots[:, None] < experts[None, :], sizes[:, None], 0), axis=0)
+    counts = tl.sum((of_slots[:, None] == experts[None, :]).to(tl.int32), axis=0)
+    return starts, counts, tl.sum(sizes, axis=0)
+
+
+@triton.jit
+def _count_bins(topk_ids_ptr, num_slots, num_experts, experts, flat):
+    """Likewise, by counting the slots of every expert."""
+    starts = tl.zeros(experts.shape, tl.int32)
+    counts = tl.zeros(experts.shape, tl.int32)
+    end = tl.zeros([], tl.int32)
+    for first in tl.range(0, num_experts, flat.BINS):
+        bins = tl.zeros([flat.BINS], tl.int32)
+        for start in tl.range(0, num_slots, flat.TILE):
+            slots = start + tl.arange(0, flat.TILE)
+            of_slots, valid = _load_experts(topk_ids_ptr, slots, num_slots, num_experts, flat)
+            kept = valid & (of_slots >= first) & (of_slots < first + flat.BINS)
+            bins += tl.histogram(tl.where(kept, of_slots - first, 0), flat.BINS, mask=kept)
+        sizes = _padded(bins, flat)
+        inside = (experts >= first) & (experts < first + flat.BINS)
+        local = tl.where(inside, experts - first, 0)
+        starts += tl.where(inside, end + tl.gather(tl.cumsum(sizes, axis=0) - sizes, local, axis=0), 0)
+        counts += tl.where(inside, tl.gather(bins, local, axis=0), 0)
+        end += tl.sum(sizes, axis=0)
+    return starts, counts, end
 
 
 @triton.jit
@@ -154,17 +185,13 @@ def count_and_lay_out(
     Returns their starts. The order of programs is that of their experts; grid: one axis.
     """
     experts = first + tl.arange(0, EXPERT_BLOCK)
-    starts = tl.zeros([EXPERT_BLOCK], tl.int32)
-    counts = tl.zeros([EXPERT_BLOCK], tl.int32)
-    end = tl.zeros([], tl.int32)
-    for first_bin in tl.range(0, num_experts, flat.BINS):
-        bins = _count_bins(topk_ids_ptr, num_slots, num_experts, first_bin, flat)
-        sizes = _padded(bins, flat)
-        inside = (experts >= first_bin) & (experts < first_bin + flat.BINS)
-        local = tl.where(inside, experts - first_bin, 0)
-        starts += tl.where(inside, end + tl.gather(tl.cumsum(sizes, axis=0) - sizes, local, axis=0), 0)
-        counts += tl.where(inside, tl.gather(bins, local, axis=0), 0)
-        end += tl.sum(sizes, axis=0)
+    if flat.offsets is not None:
+        starts, end = _count_smaller(topk_ids_ptr, num_slots, num_experts, experts, flat, EXPERT_BLOCK)
+        counts = starts  # without padding, not looked at
+    elif flat.FEW:
+        starts, counts, end = _compare_pairs(topk_ids_ptr, num_slots, num_experts, experts, flat)
+    else:
+        starts, counts, end = _count_bins(topk_ids_ptr, num_slots, num_experts, experts, flat)
     _write_regions(slots_ptr, weights_ptr, num_slots, num_experts, first, starts, counts, flat, EXPERT_BLOCK)
     _write_tail(slots_ptr, weights_ptr, num_slots, num_experts, end, flat)
     return starts

@@ -14,14 +14,12 @@ that its review asked for.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 
 from moe_align.kernels import regions
-from moe_align.layouts import Regions, Rows
+from moe_align.kernels.launch import Call, Launch, Plan
 
 # int32 ids of one 16-byte load.
 _ROW = 4
@@ -59,7 +57,7 @@ def align_rows_scan_kernel(
     ONE_TILE: tl.constexpr,  # whether BLOCK_SIZE covers all slots
     NUM_STAGE: tl.constexpr,
     FLAT: tl.constexpr = False,
-    flat=None,  # regions.Flat in a flat layout
+    flat=None,  # launch.Flat in a flat layout
 ):
     """Place the slots of EXPERT_BLOCK experts. Grid: (cdiv(num_experts, EXPERT_BLOCK),). Atomic counts at most."""
     tl.static_assert(EXPERT_BLOCK * FIELD <= 64)
@@ -120,52 +118,21 @@ def align_rows_scan_kernel(
         tl.store(counts_ptr + first + owned, counts, mask=owned < num_owned)
 
 
-def align_rows(topk_ids: torch.Tensor, topk_weights: torch.Tensor, out: Rows, run_config: dict[str, int]) -> None:
-    """Launch the scan; arguments are checked by `moe_align.api`."""
-    _launch(topk_ids, topk_weights, out, out.counts.numel(), run_config)
-
-
-def align_flat(
-    topk_ids: torch.Tensor, topk_weights: torch.Tensor | None, out: Regions, run_config: dict[str, int]
-) -> None:
-    """Launch the scan of a flat layout; arguments are checked by `moe_align.api`."""
-    num_warps = run_config["num_warps"]
-    _launch(
-        topk_ids,
-        topk_weights,
-        (out.slots, out.weights, None),
-        out.num_experts,
-        run_config,
-        FLAT=True,
-        flat=regions.argument(out, num_warps, run_config["BLOCK_SIZE"]),
-        **all_registers(num_warps),
-    )
-
-
-def _launch(
-    topk_ids: torch.Tensor,
-    topk_weights: torch.Tensor | None,
-    outputs: tuple[torch.Tensor | None, ...],
-    num_experts: int,
-    run_config: dict[str, int],
-    **layout: Any,
-) -> None:
-    num_slots = topk_ids.numel()
-    field = next((bits for bits in (4, 8, 16) if num_slots < 1 << bits), 64)
+def plan(call: Call, run_config: dict[str, int]) -> Plan:
+    """One launch."""
+    num_warps, block_size = run_config["num_warps"], run_config["BLOCK_SIZE"]
+    field = next((bits for bits in (4, 8, 16) if call.num_slots < 1 << bits), 64)
     # As many experts as have room for their counters in 64 bits.
     expert_block = min(run_config["EXPERT_BLOCK"], 64 // field)
-    align_rows_scan_kernel[(triton.cdiv(num_experts, expert_block),)](
-        topk_ids,
-        topk_weights,
-        *outputs,
-        num_slots,
-        num_experts,
-        BLOCK_SIZE=run_config["BLOCK_SIZE"],
-        ROW=min(_ROW, run_config["BLOCK_SIZE"]),
-        EXPERT_BLOCK=expert_block,
-        FIELD=field if expert_block > 1 else 32,
-        ONE_TILE=num_slots <= run_config["BLOCK_SIZE"],
-        NUM_STAGE=run_config["NUM_STAGE"],
-        num_warps=run_config["num_warps"],
-        **layout,
-    )
+    constants = {
+        "BLOCK_SIZE": block_size,
+        "ROW": min(_ROW, block_size),
+        "EXPERT_BLOCK": expert_block,
+        "FIELD": field if expert_block > 1 else 32,
+        "ONE_TILE": call.num_slots <= block_size,
+        "NUM_STAGE": run_config["NUM_STAGE"],
+    }
+    options = {"num_warps": num_warps, **(all_registers(num_warps) if call.flat else {})}
+    grid = (triton.cdiv(call.num_experts, expert_block),)
+    launch = Launch(align_rows_scan_kernel, grid, constants, options)
+    return Plan([launch], flat=regions.constants(call, num_warps, block_size))

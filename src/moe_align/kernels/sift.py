@@ -15,15 +15,12 @@ In a flat layout a program first counts all slots, to know where its regions sta
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
 
 from moe_align.kernels import regions
+from moe_align.kernels.launch import Call, Launch, Plan
 from moe_align.kernels.scan import all_registers, owned_by
-from moe_align.layouts import Regions, Rows
 
 #: Slots of a chunk: 32 lanes, each with the ids of one 16-byte load.
 CHUNK = 128
@@ -267,7 +264,7 @@ def align_rows_sift_kernel(
     HITS: tl.constexpr,  # of each lane, loaded ahead
     ONE_TILE: tl.constexpr,  # whether a tile covers all slots
     FLAT: tl.constexpr = False,
-    flat=None,  # regions.Flat in a flat layout
+    flat=None,  # launch.Flat in a flat layout
 ):
     """Place the slots of EXPERT_BLOCK experts. Grid: (cdiv(num_experts, EXPERT_BLOCK),). Atomic counts at most."""
     tl.static_assert(CHUNKS * 4 <= 32)
@@ -371,56 +368,24 @@ def align_rows_sift_kernel(
         tl.store(counts_ptr + first + owned, _count_of(owned, even, odd, EXPERT_BLOCK), mask=owned < num_owned)
 
 
-def align_rows(topk_ids: torch.Tensor, topk_weights: torch.Tensor, out: Rows, run_config: dict[str, int]) -> None:
-    """Launch the sifting; arguments are checked by `moe_align.api`."""
-    _launch(topk_ids, topk_weights, out, out.counts.numel(), run_config)
-
-
-def align_flat(
-    topk_ids: torch.Tensor, topk_weights: torch.Tensor | None, out: Regions, run_config: dict[str, int]
-) -> None:
-    """Launch the sifting of a flat layout; arguments are checked by `moe_align.api`."""
-    # With more warps there are too few registers for each.
-    num_warps = min(run_config["num_warps"], 16)
-    _launch(
-        topk_ids,
-        topk_weights,
-        (out.slots, out.weights, None),
-        out.num_experts,
-        {**run_config, "num_warps": num_warps},
-        FLAT=True,
-        flat=regions.argument(out, num_warps, topk_ids.numel()),
-    )
-
-
-def _launch(
-    topk_ids: torch.Tensor,
-    topk_weights: torch.Tensor | None,
-    outputs: tuple[torch.Tensor | None, ...],
-    num_experts: int,
-    run_config: dict[str, int],
-    **layout: Any,
-) -> None:
-    num_slots, num_warps = topk_ids.numel(), run_config["num_warps"]
+def plan(call: Call, run_config: dict[str, int]) -> Plan:
+    """One launch."""
+    # In a flat layout there are too few registers for more warps.
+    num_warps = min(run_config["num_warps"], 16) if call.flat else run_config["num_warps"]
     # Counters have 16 bits across warps, and 4 bits per (chunk, expert) in the 64 of a lane.
-    expert_block = run_config["EXPERT_BLOCK"] if num_slots < 2**16 else 1
+    expert_block = run_config["EXPERT_BLOCK"] if call.num_slots < 2**16 else 1
     # As few tiles as a lane can mark, because latencies are waited for in each, and all of one size.
-    chunks = max(1, triton.cdiv(num_slots, num_warps * CHUNK))
+    chunks = max(1, triton.cdiv(call.num_slots, num_warps * CHUNK))
     num_tiles = triton.cdiv(chunks, min(MAX_CHUNKS, 16 // expert_block))
     chunks = triton.cdiv(chunks, num_tiles)
-    align_rows_sift_kernel[(triton.cdiv(num_experts, expert_block),)](
-        topk_ids,
-        topk_weights,
-        *outputs,
-        num_slots,
-        num_experts,
-        WARPS=num_warps,
-        CHUNKS=chunks,
-        EXPERT_BLOCK=expert_block,
-        HITS=run_config["HITS"],
-        ONE_TILE=num_slots <= num_warps * chunks * CHUNK,
-        num_warps=num_warps,
-        # With 32 warps there are but 64 registers each, and the compiler does better with fewer.
-        **(all_registers(num_warps) if num_warps < 32 else {}),
-        **layout,
-    )
+    constants = {
+        "WARPS": num_warps,
+        "CHUNKS": chunks,
+        "EXPERT_BLOCK": expert_block,
+        "HITS": run_config["HITS"],
+        "ONE_TILE": call.num_slots <= num_warps * chunks * CHUNK,
+    }
+    # With 32 warps there are but 64 registers each, and the compiler does better with fewer.
+    options = {"num_warps": num_warps, **(all_registers(num_warps) if num_warps < 32 else {})}
+    launch = Launch(align_rows_sift_kernel, (triton.cdiv(call.num_experts, expert_block),), constants, options)
+    return Plan([launch], flat=regions.constants(call, num_warps, call.num_slots))
