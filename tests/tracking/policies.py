@@ -17,3 +17,7 @@ def waiver(benchmark=VALUE, limit=60, commit="second", expires=TOMORROW):
         f'[[waiver]]\nbenchmark = "{benchmark}"\nlimit = {limit}\nreason = "worth it"\n'
         f'commit = "{commit}"\nexpires = {expires}\n'
     )
+
+
+def acknowledged(benchmarks, commit, reason="worth it"):
+    return f"[[acknowledged]]\nbenchmarks = '{benchmarks}'\ncommit = '{commit}'\nreason = '{reason}'\n"

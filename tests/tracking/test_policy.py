@@ -1,13 +1,15 @@
 import pytest
-from asv_bench_gpu.policy import Policy, Quantity, Suite, Waiver, blaming
+from asv_bench_gpu.policy import Acknowledged, Policy, Quantity, Suite, Waiver, blaming
 from asv_bench_gpu.project import UsageError
 
-from tests.tracking.policies import BASELINE, QUANTITY, SMALL, SUITE, TOMORROW, waiver
+from tests.tracking.policies import BASELINE, QUANTITY, SMALL, SUITE, TOMORROW, acknowledged, waiver
 from tests.tracking.tiny_project import VALUE
 
 
 def test_reads_everything(written):
-    policy = Policy.read(written(BASELINE, SMALL, SUITE, SUITE.replace("3", "4.5"), QUANTITY, waiver()))
+    policy = Policy.read(
+        written(BASELINE, SMALL, SUITE, SUITE.replace("3", "4.5"), QUANTITY, waiver(), acknowledged("same", "first"))
+    )
     assert policy == Policy(
         baseline_commit="first",
         family_alpha=0.25,
@@ -18,6 +20,7 @@ def test_reads_everything(written):
         ),
         quantity=(Quantity(benchmarks="track_value", max_increase=0),),
         waiver=(Waiver(benchmark=VALUE, limit=60, reason="worth it", commit="second", expires=TOMORROW),),
+        acknowledged=(Acknowledged(benchmarks="same", commit="first", reason="worth it"),),
     )
 
 

@@ -2,7 +2,8 @@ r"""What a release must not do: the policy of `asv_bench_gpu.gate`, in a file th
 
 A policy says, in TOML: with what to compare; which benchmarks form suites, and how much slower those may be; which
 quantities (asv's ``track_*``) must not grow; and what was accepted. A waiver gives one benchmark another limit, for a
-reason and for a time, as long as the commit that was accepted lies between baseline and head::
+reason and for a time, as long as the commit that was accepted lies between baseline and head. What a commit cost for
+good is acknowledged: the gate does not look at that, but `asv-gpu changes` does not count it as open::
 
     baseline_tags = "v*"  # the last of these tags before HEAD; or baseline_commit = "0123abc"
 
@@ -20,6 +21,11 @@ reason and for a time, as long as the commit that was accepted lies between base
     reason = "ordered within a block too"
     commit = "4567def"
     expires = 2027-01-31
+
+    [[acknowledged]]
+    benchmarks = '^order\.Rows'
+    commit = "89abcde"
+    reason = "64-bit addresses"
 """
 
 from __future__ import annotations
@@ -134,6 +140,15 @@ class Waiver:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Acknowledged:
+    """Benchmarks of which is known that a commit made them slower."""
+
+    benchmarks: Regex
+    commit: Text
+    reason: Text
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Policy:
     """All of it; see the module."""
 
@@ -144,6 +159,7 @@ class Policy:
     suite: Annotated[tuple[Suite, ...], _Tables(Suite)] = ()
     quantity: Annotated[tuple[Quantity, ...], _Tables(Quantity)] = ()
     waiver: Annotated[tuple[Waiver, ...], _Tables(Waiver)] = ()
+    acknowledged: Annotated[tuple[Acknowledged, ...], _Tables(Acknowledged)] = ()
 
     @classmethod
     def read(cls, path: Path) -> Policy:
