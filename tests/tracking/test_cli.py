@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from asv_bench_gpu import calibrate, cli, compare, project, report, runner, summary
+from asv_bench_gpu.report.findings import Findings
 
 from tests.tracking.tiny_project import MACHINE
 
@@ -274,8 +275,39 @@ def test_no_accident_ends_with_the_code_for_slower(call, monkeypatch, error, mes
 
 
 def test_report_prints_where_the_pages_are(call, monkeypatch, tmp_path):
-    monkeypatch.setattr(report, "build", lambda config, html_dir: html_dir / "index.html")
+    asked = []
+
+    def build(config, html_dir, policy):
+        asked.append((config, policy))
+        return html_dir / "index.html"
+
+    monkeypatch.setattr(report, "build", build)
     assert call("report", "--html-dir", str(tmp_path)) == (0, f"{tmp_path}/index.html\n", "")
+    assert call("report", "--html-dir", str(tmp_path), "--policy", "x.toml")[0] == 0
+    assert asked == [(Path("asv.conf.json"), None), (Path("asv.conf.json"), Path("x.toml"))]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        pytest.param(
+            ["--margin-percent", "2.5", "--family-alpha", "0.05", "--bench", "order", "--policy", "x.toml"],
+            {"margin_percent": 2.5, "family_alpha": 0.05, "bench": "order", "policy": Path("x.toml")},
+            id="everything",
+        ),
+        pytest.param([], {"margin_percent": 1.0, "family_alpha": 0.01, "bench": None, "policy": None}, id="by-default"),
+    ],
+)
+def test_changes_passes_everything_on(call, monkeypatch, arguments, options):
+    asked = []
+
+    def pretend(config, **given):
+        asked.append((config, given))
+        return Findings([], 3, 0, 9, 1.0, 0.01, [], [])
+
+    monkeypatch.setattr(report, "changes", pretend)
+    assert call("changes", *arguments)[0] == 0
+    assert asked == [(Path("asv.conf.json"), options)]
 
 
 def test_data_on_stdout_and_progress_on_stderr(measured):

@@ -10,7 +10,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from asv_bench_gpu import calibrate, compare, gate, project, report, runner, summary, verdict
+from asv_bench_gpu import calibrate, changes, compare, gate, project, report, runner, summary, verdict
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -103,6 +103,32 @@ def _parser() -> argparse.ArgumentParser:
     _add_measuring(calibration)
     calibration.set_defaults(command=_calibrate)
 
+    history = commands.add_parser(
+        "changes",
+        help="list what became slower or faster, and by which commit",
+        description="Look for changes in the recorded history of every time. A slowdown is open if it is neither "
+        "acknowledged nor gone, and one that is ends the command with code 1. Needs neither a GPU nor a network.",
+        epilog="example: asv-gpu changes --bench 'order.*DeepSeek'",
+    )
+    history.add_argument("--bench", metavar="REGEX", help="only benchmarks that match, e.g. 'order.*DeepSeek'")
+    history.add_argument(
+        "--margin-percent",
+        type=float,
+        default=changes.MARGIN_PERCENT,
+        metavar="P",
+        help="smaller changes are not looked for (%(default)s)",
+    )
+    history.add_argument(
+        "--family-alpha",
+        type=float,
+        default=changes.FAMILY_ALPHA,
+        metavar="A",
+        help="greatest probability that anything is listed of a history without such changes (%(default)s)",
+    )
+    _add_known(history)
+    history.add_argument("--json", action="store_true", help="print the outcome as JSON")
+    history.set_defaults(command=_changes)
+
     pages = commands.add_parser(
         "report",
         help="build the pages",
@@ -112,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     pages.add_argument(
         "--html-dir", type=Path, metavar="DIR", help="where to (default: html_dir of asv's configuration)"
     )
+    _add_known(pages)
     pages.set_defaults(command=_report)
     return parser
 
@@ -119,6 +146,15 @@ def _parser() -> argparse.ArgumentParser:
 def _add_policy(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy", type=Path, default=Path("gate.toml"), metavar="FILE", help="the gate's policy (%(default)s)"
+    )
+
+
+def _add_known(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--policy",
+        type=Path,
+        metavar="FILE",
+        help="the gate's policy, which says what is acknowledged (gate.toml beside asv's configuration, if any)",
     )
 
 
@@ -221,8 +257,20 @@ def _show(comparison: compare.Comparison, arguments: argparse.Namespace) -> int:
     return comparison.exit_code
 
 
+def _changes(arguments: argparse.Namespace) -> int:
+    found = report.changes(
+        arguments.config,
+        policy=arguments.policy,
+        bench=arguments.bench,
+        margin_percent=arguments.margin_percent,
+        family_alpha=arguments.family_alpha,
+    )
+    print(summary.changes_as_json(found) if arguments.json else summary.changes(found))
+    return found.exit_code
+
+
 def _report(arguments: argparse.Namespace) -> int:
-    print(report.build(arguments.config, html_dir=arguments.html_dir))
+    print(report.build(arguments.config, html_dir=arguments.html_dir, policy=arguments.policy))
     return 0
 
 

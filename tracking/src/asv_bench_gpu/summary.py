@@ -1,4 +1,4 @@
-"""A comparison for readers: JSON, text that is read in ten seconds, Markdown, JUnit's XML."""
+"""For readers: a comparison as JSON, text that is read in ten seconds, Markdown, JUnit's XML; a history's changes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from tabulate import tabulate
 
 from asv_bench_gpu.calibrate import Calibration
 from asv_bench_gpu.compare import Comparison, Judged, Quantity, Row
-from asv_bench_gpu.report.text import quantity
+from asv_bench_gpu.report.findings import Change, Findings
+from asv_bench_gpu.report.text import plural, probability, quantity
 
 #: Rows of a table, unless more than that do not pass.
 _ROWS = 15
@@ -80,6 +81,56 @@ def rates(calibration: Calibration) -> str:
         f"where a wrong verdict may have a probability of {calibration.family_alpha:g}\n\n{table}\n\n"
         "Bounds with 95 % confidence, for these rounds: others would give other shares."
     )
+
+
+def changes_as_json(found: Findings) -> str:
+    """What changed in a history, for programs."""
+    return json.dumps({"exit_code": found.exit_code, **dataclasses.asdict(found)}, indent=2)
+
+
+def changes(found: Findings) -> str:
+    """What changed in a history, for a terminal: all that is open, and of the others as many as there is room for."""
+    parts = [_standing(found)]
+    number = max(_ROWS, found.count("open"))
+    if found.changes:
+        shown = [_change_cells(change) for change in found.changes[:number]]
+        parts.append(tabulate(shown, headers="keys", disable_numparse=True))
+    if len(found.changes) > number:
+        parts.append(f"and {len(found.changes) - number} more that are not open")
+    parts.append(
+        f"looked for changes by more than {found.margin_percent:g} % in {found.series} series, by {found.tests} tests; "
+        f"probability that noise lists anything at most {found.family_alpha:g}"
+    )
+    if found.blind:
+        parts.append(f"{found.blind} of the series have too few commits or rounds to show a change")
+    parts += [*found.unmatched, *(f"not read: {problem}" for problem in found.problems)]
+    return "\n\n".join(parts)
+
+
+def _standing(found: Findings) -> str:
+    """Whether a slowdown is open, in one line."""
+    if found.open_commits:
+        return f"OPEN: {plural(found.count('open'), 'slowdown')} by {plural(found.open_commits, 'commit')}"
+    if found.blind == found.series:
+        return "UNKNOWN: nothing is recorded that could show a change"
+    if found.problems:
+        return "UNKNOWN: part of the record could not be read"
+    return "NONE OPEN: no slowdown that is neither acknowledged nor gone"
+
+
+def _change_cells(change: Change) -> dict[str, str]:
+    return {
+        "standing": change.standing.upper() if change.standing == "open" else change.standing,
+        "commit": change.commit.short,
+        "after/before": _ratio(change.ratio),
+        "interval": f"{_ratio(change.low)} to {_ratio(change.high)}",
+        "noise": probability(change.chance),
+        "before": _time(change.before_seconds),
+        "after": _time(change.after_seconds),
+        "machine": change.machine,
+        "benchmark": change.key,
+        "reason": change.reason,
+    }
 
 
 def _headline(comparison: Comparison) -> str:

@@ -20,7 +20,7 @@ from asv import util
 from asv.benchmarks import Benchmarks
 from asv.results import Results, iter_results_paths
 
-from asv_bench_gpu import journal
+from asv_bench_gpu import journal, project
 
 # asv records these of every machine; they say nothing that a reader of GPU figures asks for.
 _UNREMARKABLE = frozenset({"machine", "arch", "num_cpu", "os", "ram"})
@@ -36,12 +36,14 @@ class Figure:
         value: the median over rounds, in the benchmark's unit.
         low, high: quartiles over rounds, None when there are none.
         rounds: samples behind it; 0 when the benchmark keeps none.
+        samples: these, one of each round.
     """
 
     value: float
     low: float | None = None
     high: float | None = None
     rounds: int = 0
+    samples: tuple[float, ...] = dataclasses.field(default=(), compare=False, repr=False)
 
     @property
     def spread(self) -> float | None:
@@ -53,13 +55,18 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """What asv knows of a benchmark; parameter values are labels, without the quotes of their repr."""
+    """What asv knows of a benchmark; parameter values are labels, without the quotes of their repr.
+
+    Attributes:
+        keys: for each combination, how asv spells the benchmark with these parameters.
+    """
 
     name: str
     unit: str
     version: str
     param_names: Labels
     params: tuple[Labels, ...]
+    keys: tuple[str, ...]
 
     def combinations(self) -> list[Labels]:
         """Every combination of parameter values, in asv's order."""
@@ -267,12 +274,14 @@ def _load_benchmarks(results_dir: Path, problems: list[str]) -> dict[str, Benchm
     benchmarks = {}
     try:
         for name, entry in util.load_json(str(path), Benchmarks.api_version).items():
+            params = [list(map(str, values)) for values in entry["params"]]
             benchmarks[name] = Benchmark(
                 name=name,
                 unit=str(entry.get("unit", "unit")),
                 version=str(entry.get("version", "")),
                 param_names=tuple(map(str, entry["param_names"])),
-                params=tuple(tuple(label(str(value)) for value in values) for values in entry["params"]),
+                params=tuple(tuple(map(label, values)) for values in params),
+                keys=tuple(project.key(name, combination) for combination in project.combinations(params)),
             )
     except (util.UserError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
         problems.append(f"{path.name}: {type(error).__name__}: {error}")
@@ -420,14 +429,14 @@ def _reasons(name: str, rounds: list[journal.Round]) -> dict[Labels, str]:
 
 
 def _figure(value: float, stat: dict[str, Any], samples: Any) -> Figure:
-    numbers = sorted(float(x) for x in samples if _is_number(x)) if isinstance(samples, list) else []
+    numbers = tuple(float(x) for x in samples if _is_number(x)) if isinstance(samples, list) else ()
     rounds = len(numbers) or int(stat.get("repeat") or 0)
     quartiles: list[Any] = [stat.get("q_25"), stat.get("q_75")]
     if not all(map(_is_number, quartiles)):
         if not numbers:
             return Figure(value, rounds=rounds)
-        quartiles = [_quantile(numbers, 0.25), _quantile(numbers, 0.75)]
-    return Figure(value, float(quartiles[0]), float(quartiles[1]), rounds)
+        quartiles = [_quantile(sorted(numbers), fraction) for fraction in (0.25, 0.75)]
+    return Figure(value, float(quartiles[0]), float(quartiles[1]), rounds, numbers)
 
 
 def _quantile(numbers: list[float], fraction: float) -> float:

@@ -1,4 +1,4 @@
-"""The front page: loaded results in, HTML out. What is said here is computed, never written by hand."""
+"""The front page and that of changes: results in, HTML out. What is said here is computed, never written by hand."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import jinja2
 from asv_bench_gpu.report import figures, text
 from asv_bench_gpu.report.asv_pages import Published
 from asv_bench_gpu.report.data import Benchmark, Figure, History, Labels, Measurement, Refusal
+from asv_bench_gpu.report.findings import Findings
 from asv_bench_gpu.report.ratio import (
     Comparison,
     Comparisons,
@@ -214,22 +215,7 @@ def table_sections(history_: History, site: Site) -> list[TableSection]:
 
 def render(site: Site, history_: History, sections: Sequence[RatioSection], tables: Sequence[TableSection],
            published: Published, project: str) -> str:  # fmt: skip
-    """The front page as HTML. Everything that comes from data is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        ratio=text.ratio,
-        percent=text.percent,
-        micro=text.microseconds,
-        quantity=text.quantity,
-        day=lambda moment: moment[:10],
-    )
-    template = environment.get_template("index.html.j2")
+    """The front page as HTML."""
     latest = _latest(history_)
     skipped = _skipped(history_, latest)
     context = {
@@ -247,7 +233,47 @@ def render(site: Site, history_: History, sections: Sequence[RatioSection], tabl
         "latest": latest,
         "skipped": skipped,
     }
-    return template.render(context)
+    return _environment().get_template("index.html.j2").render(context)
+
+
+def render_changes(found: Findings, published: Published, project: str, commit_url: str) -> str:
+    """The page of changes as HTML.
+
+    Args:
+        found: what changed.
+        published: whether there are graphs to link to.
+        project: its name.
+        commit_url: address of a commit but for its hash; anything else if commits have none.
+    """
+    context = {
+        "found": found,
+        "published": published,
+        "project": project,
+        "commit_url": commit_url if commit_url.startswith(("https://", "http://")) else "",
+        "graph": graph_link,
+        "plural": text.plural,
+    }
+    return _environment().get_template("changes.html.j2").render(context)
+
+
+def _environment() -> jinja2.Environment:
+    """What fills the templates in. Everything that comes from data is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        ratio=text.ratio,
+        percent=text.percent,
+        micro=text.microseconds,
+        quantity=text.quantity,
+        probability=text.probability,
+        day=lambda moment: moment[:10],
+    )
+    return environment
 
 
 def setup_changes(points: Sequence[Point]) -> dict[int, str]:

@@ -1,4 +1,4 @@
-"""Numbers as the pages write them. A ratio is never rounded in the subject's favour."""
+"""Numbers as pages and tables write them. A ratio is never rounded in the subject's favour."""
 
 from __future__ import annotations
 
@@ -56,6 +56,15 @@ def microseconds(seconds: float) -> str:
     """
     micro = seconds * 1e6
     return f"{micro:.2f}" if abs(micro) < 100 else f"{micro:.1f}"
+
+
+def probability(value: float) -> str:
+    """A probability, rounded up.
+
+    >>> probability(0.0123), probability(0.00001)
+    ('0.0123', 'below 0.0001')
+    """
+    return str(_up(value, 4)) if value >= 1e-4 else "below 0.0001"
 
 
 def plural(count: int, noun: str) -> str:
