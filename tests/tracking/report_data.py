@@ -14,7 +14,7 @@ from pathlib import Path
 from asv import util
 from asv.benchmarks import Benchmarks
 from asv.results import Results
-from asv_bench_gpu import journal
+from asv_bench_gpu import device, journal
 
 ENVIRONMENT = "gpu-py3.11"
 GPU = {"gpu": "Test GPU", "torch": "2.11.0", "triton": "3.6.0"}
@@ -147,7 +147,7 @@ class Project:
         results.save(str(self.results))
         path = folder / f"{commit[:8]}-{ENVIRONMENT}.json"
         for number in range(1, rounds + 1):
-            state = {"sm_clock_mhz": 1980 - number, "temperature_c": 40 + number}
+            state = device.State(1980 - number, 3201, 40 + number, 126.9, [])
             entry = journal.Round(
                 commit, number, f"2026-02-01T10:{number:02d}:00Z", 5.0, facts=dict(facts), device_before=state,
                 device_after=state, verified=7, figures=figures,

@@ -71,8 +71,8 @@ class Scripted:
             else:
                 of.values[0] = found
         reasons = [next(self.throttled.get((side, number), iter([])), "")]
-        state = dataclasses.asdict(State(1980, 3201, 41, 123.4, list(filter(None, reasons))))
-        calm = {**state, "throttle_reasons": []}
+        calm = State(1980, 3201, 41, 123.4, [], 0)
+        state = dataclasses.replace(calm, throttle_reasons=list(filter(None, reasons)))
         return dataclasses.replace(entry, figures=figures, device_before=calm, device_after=state)
 
     def compare(self, base=BASE, head=HEAD, *, margins=None, limits=None, **options):
@@ -272,6 +272,13 @@ def test_a_damaged_record_is_named_and_left_alone(scripted):
     ):
         scripted.compare()
     assert record.read_bytes() == damaged
+
+
+def test_the_record_of_other_commits_is_damaged(scripted):
+    record = Path(scripted.compare().record)
+    record.write_text(record.read_text().replace(HEAD, "c" * 40))
+    with pytest.raises(project.UsageError, match=r"damaged record: .* a pair is of other commits"):
+        scripted.compare()
 
 
 @pytest.mark.parametrize("side", ["base", "head"])

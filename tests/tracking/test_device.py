@@ -95,7 +95,7 @@ class FakeNvml:
 )
 def test_state_names_what_holds_the_clocks_down(monkeypatch, reasons, names):
     FakeNvml(monkeypatch, reasons)
-    assert device.state() == State(1980, 3201, 41, 123.456, names)
+    assert device.state() == State(1980, 3201, 41, 123.456, names, 0)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +119,7 @@ def test_state_counts_other_processes(monkeypatch, processes, others):
         pytest.param(["ApplicationsClocksSetting", "UserDefinedClocks"], 0, [], id="settings"),
         pytest.param(["UserDefinedClocks", "SwPowerCap"], 0, ["SwPowerCap"], id="both"),
         pytest.param([], 2, ["2 other processes on the GPU"], id="company"),
+        pytest.param([], None, [], id="not-counted"),
     ],
 )
 def test_disturbances(reasons, others, disturbances):

@@ -229,10 +229,32 @@ def test_numbers_alone_need_no_calibration(clocked, written, asked):
     assert gate.gate(clocked.config, written(BASELINE, QUANTITY), "second", machine=MACHINE).calibration == ""
 
 
-@pytest.mark.parametrize("damage", ["{", "[]", "{}", '{"rates": {"detections": {"x": {}}}}'])
+RATE = calibrate.Rate(0.0, 0.0, 0.001)
+CALIBRATION = json.dumps(
+    dataclasses.asdict(
+        calibrate.Calibration("m", "c", {}, 0.25, 6, 1, 6, 100, calibrate.Rates(RATE, RATE, {3: RATE}), "record")
+    )
+)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param("{", id="cut-short"),
+        pytest.param("[]", id="a-list"),
+        pytest.param("{}", id="nothing-in-it"),
+        pytest.param(CALIBRATION.replace('"3"', '"x"'), id="no-percentage"),
+        pytest.param(CALIBRATION.replace('"3"', '"3", "4"'), id="no-json"),
+        pytest.param(CALIBRATION.replace("0.001", "NaN"), id="nan"),
+        pytest.param(CALIBRATION.replace('"rounds": 6', '"rounds": "6"'), id="a-number-as-text"),
+        pytest.param(CALIBRATION.replace('"3": {"share": 0.0, "low": 0.0, "high": 0.001}', ""), id="no-slowdown"),
+        pytest.param("[" * 100_000, id="nested-too-deeply"),
+    ],
+)
 def test_a_damaged_calibration_is_named(clocked, written, asked, damage):
     folder = clocked.results / MACHINE / "comparisons"
     folder.mkdir(parents=True)
+    assert damage != CALIBRATION
     (folder / "a.calibration").write_text(damage)
     with pytest.raises(project.UsageError, match=r"^damaged calibration .*a\.calibration"):
         gate.gate(clocked.config, written(BASELINE, SUITE), "second", machine=MACHINE)

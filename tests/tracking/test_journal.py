@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from asv_bench_gpu import journal
+from asv_bench_gpu.device import State
 from asv_bench_gpu.journal import Figures, Pair, Round
 
 from tests.tracking import processes
@@ -31,8 +32,8 @@ def make_round(number=1, **changes):
         started_at="2026-01-01T00:00:00+00:00",
         seconds=1.5,
         facts={"gpu": "a GPU", "torch": "2.11.0"},
-        device_before={"sm_clock_mhz": 1980, "throttle_reasons": []},
-        device_after={"sm_clock_mhz": 1965, "throttle_reasons": ["SwPowerCap"]},
+        device_before=State(1980, 3201, 40, 126.9, []),
+        device_after=State(1965, 3201, 41, 699, ["SwPowerCap"], 1),
         verified=57,
         figures={
             "suite.Work.gputime_work": Figures(
@@ -111,8 +112,17 @@ def test_append_keeps_every_complete_line_untouched(path, three):
         pytest.param(lambda line: line.replace(b'{"too large": [1]}', b'{"too large": [2]}'), id="index-too-large"),
         pytest.param(lambda line: line.replace(b'"errors": {"0"', b'"errors": {"-1"'), id="index-too-small"),
         pytest.param(lambda line: line.replace(b'"errors": {"0"', b'"errors": {"x"'), id="no-index"),
+        pytest.param(lambda line: line.replace(b"[1e-06, null]", b"[1e999, null]"), id="infinite"),
+        pytest.param(lambda line: line.replace(b"[1e-06, null]", b"[NaN, null]"), id="nan"),
+        pytest.param(lambda line: line.replace(b"[1e-06, null]", b"[true, null]"), id="a-truth"),
+        pytest.param(lambda line: line.replace(b"[1e-06, null]", b"[1" + b"0" * 400 + b", null]"), id="no-float"),
+        pytest.param(lambda line: line.replace(b'"seconds": 1.5', b'"seconds": "1.5"'), id="seconds-as-text"),
+        pytest.param(lambda line: line.replace(b'"throttle_reasons": []', b'"throttle_reasons": 5'), id="no-state"),
+        pytest.param(lambda line: line.replace(b'"facts": {', b'"facts": {"cuda": 13, '), id="a-number-as-a-fact"),
         pytest.param(lambda line: b"[1]", id="a-list"),
         pytest.param(lambda line: b"", id="empty-line"),
+        pytest.param(lambda line: b"[" * 100_000, id="nested-too-deeply"),
+        pytest.param(lambda line: b"\xff" + line, id="no-utf-8"),
     ],
 )
 def test_damaged_complete_line_is_named(path, three, damage):
@@ -192,6 +202,7 @@ def test_standing_pairs(path, failures, standing):
         pytest.param(make_round().to_json(), id="a-round"),
         pytest.param(json.dumps({"schema": 1, "base": json.loads(make_round().to_json())}), id="half"),
         pytest.param(json.dumps({"schema": 1, "base": 1, "head": 2}), id="numbers"),
+        pytest.param(make_pair().to_json().replace('"round": 1', '"round": 2', 1), id="two-rounds"),
     ],
 )
 def test_what_is_no_pair_is_named(path, line):

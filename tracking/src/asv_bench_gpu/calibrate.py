@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from asv_bench_gpu import journal, project, verdict
+from asv_bench_gpu import journal, project, typed, verdict
 from asv_bench_gpu.compare import Found, Session
 from asv_bench_gpu.policy import Policy, blaming
 from asv_bench_gpu.project import Project, UsageError
@@ -64,6 +64,10 @@ class Rates:
     passes: Rate
     detections: dict[int, Rate]
 
+    def __post_init__(self) -> None:
+        if not self.detections:
+            raise ValueError("expected slowdowns")
+
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
@@ -98,12 +102,8 @@ class Calibration:
             UsageError: the file is damaged.
         """
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            rates = data.pop("rates")
-            detections = {int(percent): Rate(**rate) for percent, rate in rates.pop("detections").items()}
-            rates = Rates(**{name: Rate(**rate) for name, rate in rates.items()}, detections=detections)
-            return cls(**data, rates=rates)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            return typed.build(cls, typed.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
             raise UsageError(f"damaged calibration {path}: {error}; calibrate again") from error
 
     def in_words(self) -> str:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from asv_bench_gpu import device, journal, project, verdict
+from asv_bench_gpu import journal, project, verdict
 from asv_bench_gpu.journal import Pair, Round
 from asv_bench_gpu.project import Project, UsageError
 from asv_bench_gpu.verdict import Verdict
@@ -239,7 +239,7 @@ class Session:
 
         It ends early, and the comparison is unsettled, where a round is disturbed in every attempt.
         """
-        recorded = project.recorded(journal.standing_pairs, self.record)
+        recorded = self._recorded()
         warm = False
         for number in range(last + 1):
             of_number = (pair for pair in recorded if pair.base.round == number)
@@ -255,6 +255,15 @@ class Session:
             if number == 0 and not self.problems(pair):
                 self._begin(pair)
             yield pair
+
+    def _recorded(self) -> list[Pair]:
+        """The finished pairs, oldest first."""
+        recorded = project.recorded(journal.standing_pairs, self.record)
+        commits = [self.comparison.base, self.comparison.head]
+        for pair in recorded:
+            if [pair.base.commit, pair.head.commit] != commits:
+                raise UsageError(f"damaged record: {self.record}: a pair is of other commits; remove the file")
+        return recorded
 
     def _undisturbed(self, number: int) -> Pair | None:
         """Measure a round until it counts; None, and the comparison is unsettled, if it never does."""
@@ -335,7 +344,7 @@ class Session:
         for entry in (pair.base, pair.head):
             for state in (entry.device_before, entry.device_after):
                 if state:
-                    found.update(device.State(**state).disturbances())
+                    found.update(state.disturbances())
                 elif "driver" in entry.facts:
                     found.add("the state of the GPU is unknown")
         return sorted(found)

@@ -22,7 +22,7 @@ class State:
         temperature_c: degrees Celsius.
         power_w: watts.
         throttle_reasons: NVML's names for what holds the clocks down, idleness aside; empty on a healthy machine.
-        other_processes: how many other processes compute on the GPU.
+        other_processes: how many other processes compute on the GPU; None where nobody counted.
     """
 
     sm_clock_mhz: int
@@ -30,7 +30,7 @@ class State:
     temperature_c: int
     power_w: float
     throttle_reasons: list[str]
-    other_processes: int = 0
+    other_processes: int | None = None
 
     def disturbances(self) -> list[str]:
         """Why what is measured now is not to be trusted."""

@@ -15,7 +15,10 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
+
+from asv_bench_gpu import typed
+from asv_bench_gpu.device import State
 
 SCHEMA = 1
 PAIRS_SUFFIX = ".pairs.jsonl"
@@ -45,7 +48,7 @@ class Figures:
 
     def __post_init__(self) -> None:
         combinations = math.prod(map(len, self.params))
-        if len(self.values) != combinations or not all(isinstance(value, int | float | None) for value in self.values):
+        if len(self.values) != combinations:
             raise ValueError(f"expected {combinations} figures, got {self.values!r}")
         if not self.skipped_indices | set(map(int, self.errors)) <= set(range(combinations)):
             raise ValueError(f"expected indices of {combinations} figures, got {self.skipped!r} and {self.errors!r}")
@@ -62,7 +65,7 @@ class Outcome:
 
     Attributes:
         facts: what was measured on: ``gpu``, ``driver``, ``torch``, ``triton``, ``cuda``, ``python``.
-        device_before, device_after: state of the GPU around the round (`device.State` as a dict), None without one.
+        device_before, device_after: state of the GPU around the round, None without one.
         verified: comparisons made before the first figure.
         figures: benchmark name -> Figures.
         failed: None, or what stopped the round: "build", "verification", "crash", "timeout".
@@ -70,8 +73,8 @@ class Outcome:
     """
 
     facts: dict[str, str] = dataclasses.field(default_factory=dict)
-    device_before: dict[str, Any] | None = None
-    device_after: dict[str, Any] | None = None
+    device_before: State | None = None
+    device_after: State | None = None
     verified: int = 0
     figures: dict[str, Figures] = dataclasses.field(default_factory=dict)
     failed: str | None = None
@@ -91,23 +94,19 @@ class Line:
         """Read what `to_json` wrote.
 
         Raises:
-            ValueError: not JSON, another schema, or fields missing or unknown.
+            ValueError: not JSON, another schema, or fields missing, unknown or of another type.
         """
-        data = json.loads(line)
+        data = typed.loads(line)
         if not isinstance(data, dict) or data.pop("schema", None) != SCHEMA:
             raise ValueError(f"expected a {cls.__name__.lower()} of schema {SCHEMA}")
         try:
-            return cls._from_dict(data)
-        except (AttributeError, KeyError, TypeError) as error:
+            return typed.build(cls, data)
+        except ValueError as error:
             raise ValueError(f"not a {cls.__name__.lower()}: {error}") from error
 
     @property
     def failures(self) -> set[str]:
         """What stopped it; nothing, if it is finished."""
-        raise NotImplementedError
-
-    @classmethod
-    def _from_dict(cls, data: dict[str, Any]) -> Self:
         raise NotImplementedError
 
 
@@ -132,11 +131,6 @@ class Round(Outcome, Line):
         """What stopped it."""
         return set() if self.failed is None else {self.failed}
 
-    @classmethod
-    def _from_dict(cls, data: dict[str, Any]) -> Self:
-        figures = {name: Figures(**figures) for name, figures in data.pop("figures").items()}
-        return cls(figures=figures, **data)
-
 
 @dataclasses.dataclass(frozen=True)
 class Pair(Line):
@@ -145,14 +139,14 @@ class Pair(Line):
     base: Round
     head: Round
 
+    def __post_init__(self) -> None:
+        if self.base.round != self.head.round:
+            raise ValueError(f"expected the same round of both, got {self.base.round} and {self.head.round}")
+
     @property
     def failures(self) -> set[str]:
         """What stopped either."""
         return self.base.failures | self.head.failures
-
-    @classmethod
-    def _from_dict(cls, data: dict[str, Any]) -> Self:
-        return cls(**{side: Round._from_dict(values) for side, values in data.items()})
 
 
 AnyLine = TypeVar("AnyLine", bound=Line)
@@ -170,11 +164,11 @@ def read(path: Path) -> Iterator[Round]:
 def _read(path: Path, kind: type[AnyLine]) -> Iterator[AnyLine]:
     if not path.exists():
         return
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
-        if not line.endswith("\n"):
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
             return
         try:
-            yield kind.from_json(line)
+            yield kind.from_json(line.decode())
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
 

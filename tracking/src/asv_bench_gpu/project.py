@@ -32,8 +32,8 @@ from asv.plugin_manager import plugin_manager
 from asv.repo import NoSuchNameError, get_repo
 from asv.runner import BENCHMARK_RUN_SCRIPT
 
-from asv_bench_gpu import journal
-from asv_bench_gpu.journal import AnyLine, Figures, Outcome, Round
+from asv_bench_gpu import journal, typed
+from asv_bench_gpu.journal import AnyLine, Outcome, Round
 
 
 class UsageError(Exception):
@@ -146,9 +146,7 @@ class Project:
             if process.returncode or not outcome.exists():
                 tail = log.read_text(errors="replace")[-4000:]
                 raise subprocess.CalledProcessError(process.returncode, command, tail)
-            loaded = json.loads(outcome.read_text())
-            figures = {name: Figures(**values) for name, values in loaded.pop("figures").items()}
-            return Outcome(figures=figures, **loaded)
+            return typed.build(Outcome, json.loads(outcome.read_text()))
 
 
 @contextlib.contextmanager

@@ -54,7 +54,7 @@ def measure(benchmark_dir: str, selected: dict[str, list[int]], report: Any = la
     except VerificationError as error:
         return Outcome(facts=facts, failed="verification", message=str(error))
 
-    device_before = _device_state()
+    device_before = device.state()
     total = sum(len(selected[benchmark.name]) for benchmark in benchmarks)
     done = 0
     all_figures = {}
@@ -75,7 +75,7 @@ def measure(benchmark_dir: str, selected: dict[str, list[int]], report: Any = la
     return Outcome(
         facts=facts,
         device_before=device_before,
-        device_after=_device_state(),
+        device_after=device.state(),
         verified=verified,
         figures=all_figures,
     )
@@ -134,11 +134,6 @@ def _measure_one(benchmark: Any, index: int, figures: Figures) -> None:
             figures.values[index] = int(value) if isinstance(value, numbers.Integral) else float(value)
         else:
             figures.errors[str(index)] = f"expected a finite number, got {value!r}"
-
-
-def _device_state() -> dict[str, Any] | None:
-    state = device.state()
-    return None if state is None else dataclasses.asdict(state)
 
 
 def _last_traceback() -> str:

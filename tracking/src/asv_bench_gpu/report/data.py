@@ -374,19 +374,16 @@ def _states(rounds: list[journal.Round]) -> dict[str, str]:
     """What the GPU reported before and after the rounds: a range for numbers, the values otherwise."""
     seen: dict[str, set[Any]] = {}
     for state in itertools.chain.from_iterable((entry.device_before, entry.device_after) for entry in rounds):
-        for key, value in (state or {}).items():
-            if isinstance(value, list):
-                seen.setdefault(key, set()).update(map(str, value))
-            elif value is not None:
-                seen.setdefault(key, set()).add(value if isinstance(value, str | int | float) else str(value))
-    states = {}
-    for key, values in seen.items():
-        if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-            low, high = min(values, default=0), max(values, default=0)
-            states[key] = f"{low:g}" if low == high else f"{low:g} to {high:g}"
-        else:
-            states[key] = ", ".join(sorted(map(str, values)))
-    return {key: text for key, text in states.items() if text}
+        for key, value in dataclasses.asdict(state).items() if state else ():
+            seen.setdefault(key, set()).update(value if isinstance(value, list) else {value} - {None})
+    return {key: _range(values) for key, values in seen.items() if values}
+
+
+def _range(values: set[Any]) -> str:
+    if not all(isinstance(value, int | float) for value in values):
+        return ", ".join(sorted(values))
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
 def _result(raw: Results, benchmark: Benchmark, rounds: list[journal.Round]) -> Result:
