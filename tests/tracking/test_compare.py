@@ -41,6 +41,8 @@ class Scripted:
         self.failures = {}
         #: (side, round) -> why the clocks are held down, attempt by attempt
         self.throttled = {}
+        #: (side, round) -> the canary after it, attempt by attempt; at rest it is 1
+        self.canaries = {}
         self.measured = []
         self.versions = {}
 
@@ -73,7 +75,14 @@ class Scripted:
         reasons = [next(self.throttled.get((side, number), iter([])), "")]
         calm = State(1980, 3201, 41, 123.4, [], 0)
         state = dataclasses.replace(calm, throttle_reasons=list(filter(None, reasons)))
-        return dataclasses.replace(entry, figures=figures, device_before=calm, device_after=state)
+        return dataclasses.replace(
+            entry,
+            figures=figures,
+            device_before=calm,
+            device_during=[calm, state],
+            device_after=calm,
+            canary={"clock": [1.0, next(self.canaries.get((side, number), iter([])), 1.0)]},
+        )
 
     def compare(self, base=BASE, head=HEAD, *, margins=None, limits=None, **options):
         if margins is None:
@@ -404,17 +413,6 @@ def test_figures_of_another_version_are_missing(scripted, monkeypatch):
     assert comparison.problems["same of head"] == "its version is 1, expected 2: the suite has changed"
 
 
-def test_a_gpu_that_does_not_tell_its_state_decides_nothing(scripted, monkeypatch):
-    real = Scripted.measure
-
-    def measure(*arguments):
-        return dataclasses.replace(real(*arguments), facts={"driver": "580"}, device_before=None)
-
-    monkeypatch.setattr(Scripted, "measure", measure)
-    comparison = scripted.compare()
-    assert (comparison.exit_code, comparison.unsettled) == (3, "the state of the GPU is unknown")
-
-
 @pytest.mark.parametrize(("skipped", "named"), [("time", "every time"), ("number", "every quantity")])
 def test_nothing_measured_is_no_pass(scripted, skipped, named):
     scripted.figures = {"time": lambda side, number: 1e-6, "number": lambda side, number: 7}
@@ -474,6 +472,43 @@ def test_a_disturbed_round_does_not_count_and_is_repeated(scripted, side, capsys
     # Nor does it count for the next command.
     scripted.measured.clear()
     assert (scripted.compare(), scripted.measured) == (comparison, [])
+
+
+@pytest.mark.parametrize("side", ["base", "head"])
+def test_a_round_whose_canary_moved_is_repeated(scripted, side, capsys):
+    scripted.canaries[side, 2] = iter([1.05, 0.9, 1.001])
+    assert scripted.compare().verdict == "pass"
+    assert [number for number, _, _ in scripted.measured[::2]] == [0, 1, 2, 2, 2, 3]
+    told = [line for line in capsys.readouterr().err.splitlines() if "does not count" in line]
+    assert [line.rpartition(": ")[2] for line in told] == [
+        f"the canary of the clock moved by {percent} %" for percent in ("5.0", "11.1")
+    ]
+
+
+def test_a_canary_that_keeps_moving_decides_nothing(scripted):
+    scripted.canaries["head", 2] = itertools.repeat(1.5)
+    comparison = scripted.compare()
+    assert (comparison.exit_code, comparison.unsettled) == (3, "the canary of the clock moved by 50.0 %")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        pytest.param({"device_before": None}, "the state of the GPU is unknown", id="state-before"),
+        pytest.param({"device_during": None}, "the state of the GPU is unknown", id="state-during"),
+        pytest.param({"device_after": None}, "the state of the GPU is unknown", id="state-after"),
+        pytest.param({"canary": {}}, "no canary was timed", id="canary"),
+    ],
+)
+def test_a_gpu_that_does_not_tell_decides_nothing(scripted, monkeypatch, change, told):
+    real = Scripted.measure
+
+    def measure(*arguments):
+        return dataclasses.replace(real(*arguments), facts={"gpu": "a GPU", "driver": "580"}, **change)
+
+    monkeypatch.setattr(Scripted, "measure", measure)
+    comparison = scripted.compare()
+    assert (comparison.exit_code, comparison.unsettled) == (3, told)
 
 
 @pytest.mark.parametrize("number", [1, 3])

@@ -111,6 +111,26 @@ def test_state_counts_other_processes(monkeypatch, processes, others):
     assert device.state().other_processes == others
 
 
+def test_a_probe_asks_again_and_is_told_nothing_of_a_gpu_that_is_lost(monkeypatch):
+    FakeNvml(monkeypatch, 0)
+    ask = device.probe()
+    assert ask() == ask() == State(1980, 3201, 41, 123.456, [], 0)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lambda uuid: _raise_nvml_error())
+    assert ask() is None
+
+
+def test_extremes():
+    states = [
+        State(1980, 3201, 40, 126.5, ["UserDefinedClocks"], 0),
+        State(1755, 3201, 83, 699.5, ["SwPowerCap", "UserDefinedClocks"], 2),
+        State(1965, 3201, 50, 300.0, ["HwSlowdown", "UserDefinedClocks"], 1),
+    ]
+    assert device.extremes(states) == [
+        State(1755, 3201, 40, 126.5, ["UserDefinedClocks"], 0),
+        State(1980, 3201, 83, 699.5, ["HwSlowdown", "SwPowerCap", "UserDefinedClocks"], 2),
+    ]
+
+
 @pytest.mark.parametrize(
     ("reasons", "others", "disturbances"),
     [

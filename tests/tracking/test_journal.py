@@ -33,6 +33,8 @@ def make_round(number=1, **changes):
         seconds=1.5,
         facts={"gpu": "a GPU", "torch": "2.11.0"},
         device_before=State(1980, 3201, 40, 126.9, []),
+        device_during=[State(1950, 3201, 40, 126.9, []), State(1980, 3201, 43, 700, ["SwPowerCap"], 1)],
+        canary={"clock": [1e-5, 1.1e-5]},
         device_after=State(1965, 3201, 41, 699, ["SwPowerCap"], 1),
         verified=57,
         figures={
@@ -141,6 +143,18 @@ def test_refuses_what_is_no_json_and_leaves_the_file_as_it_was(path, three, valu
     with pytest.raises(ValueError, match="not JSON compliant"):
         journal.append(path, make_round(4, figures={"b": Figures("1", [], [value])}))
     assert path.read_bytes() == whole
+
+
+def test_reads_the_rounds_of_those_who_only_looked_before_and_after(path):
+    written = json.loads(make_round().to_json())
+    del written["device_during"], written["canary"]
+    for state in ("device_before", "device_after"):
+        del written[state]["other_processes"]
+    path.parent.mkdir()
+    path.write_text(json.dumps(written) + "\n")
+    (entry,) = journal.read(path)
+    assert entry.device_states == [State(1980, 3201, 40, 126.9, []), None, State(1965, 3201, 41, 699, ["SwPowerCap"])]
+    assert entry.canary == {}
 
 
 @pytest.mark.parametrize(

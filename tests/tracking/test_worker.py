@@ -118,7 +118,8 @@ def test_facts_of_the_machine_are_in_the_outcome(suite):
     suite.write(TIMED)
     outcome, _ = suite.measure({WORK: [0]})
     assert set(outcome["facts"]) == {"python", "torch", "triton"}
-    assert outcome["device_before"] is outcome["device_after"] is None
+    assert outcome["device_before"] is outcome["device_during"] is outcome["device_after"] is None
+    assert outcome["canary"] == {}
 
 
 def test_verifies_once_and_before_anything_else(suite):

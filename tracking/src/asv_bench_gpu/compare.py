@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from asv_bench_gpu import journal, project, verdict
+from asv_bench_gpu import canary, journal, project, verdict
 from asv_bench_gpu.journal import Pair, Round
 from asv_bench_gpu.project import Project, UsageError
 from asv_bench_gpu.verdict import Verdict
@@ -337,17 +337,19 @@ class Session:
         }
 
     def _disturbances(self, pair: Pair) -> list[str]:
-        """What slowed the GPU down around a round; it does not matter to the warm-up."""
+        """What slowed the GPU down in a round; it does not matter to the warm-up."""
         if not pair.base.round:
             return []
         found: set[str] = set()
         for entry in (pair.base, pair.head):
-            for state in (entry.device_before, entry.device_after):
+            for state in entry.device_states:
                 if state:
                     found.update(state.disturbances())
                 elif "driver" in entry.facts:
                     found.add("the state of the GPU is unknown")
-        return sorted(found)
+            if "gpu" in entry.facts and not entry.canary:
+                found.add("no canary was timed")
+        return sorted(found.union(canary.moved([pair.base.canary, pair.head.canary])))
 
     def _begin(self, pair: Pair) -> None:
         """Take from round 0 what needs no clock, and what cannot be measured here."""

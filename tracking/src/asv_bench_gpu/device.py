@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import platform
+from collections.abc import Callable, Sequence
 from typing import Any
 
 # NVML's bit for "nothing holds the clocks down but the lack of work".
@@ -46,11 +47,9 @@ def facts() -> dict[str, str]:
             known[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    try:
+    if is_present():
         import torch
-    except ImportError:
-        return known
-    if torch.cuda.is_available():
+
         known["gpu"] = torch.cuda.get_device_name()
         known["cuda"] = str(torch.version.cuda or torch.version.hip)
         nvml = _nvml()
@@ -59,36 +58,66 @@ def facts() -> dict[str, str]:
     return known
 
 
+def is_present() -> bool:
+    """Whether torch sees a GPU."""
+    try:
+        import torch
+    except ImportError:
+        return False
+    return bool(torch.cuda.is_available())
+
+
 def state() -> State | None:
     """State of the current CUDA device, None where NVML does not tell (no GPU, another vendor's, an old driver)."""
+    return probe()()
+
+
+def probe() -> Callable[[], State | None]:
+    """What gives the `state` of the current CUDA device again and again, at little cost, in any thread."""
     nvml = _nvml()
-    if not nvml:
-        return None
+    if not nvml or not is_present():
+        return lambda: None
     import torch
 
-    if not torch.cuda.is_available():
-        return None
-    try:
-        return _state(nvml, str(torch.cuda.get_device_properties().uuid))
-    except nvml.NVMLError:
-        return None
-
-
-def _state(nvml: Any, uuid: str) -> State:
     # By UUID: indices differ from NVML's under CUDA_VISIBLE_DEVICES.
-    handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-    reasons = nvml.nvmlDeviceGetCurrentClocksEventReasons(handle) & ~_IDLE
+    uuid = f"GPU-{torch.cuda.get_device_properties().uuid}"
     prefix = "nvmlClocksEventReason"
     names = {getattr(nvml, name): name[len(prefix) :] for name in dir(nvml) if name.startswith(prefix)}
+    single = {bit: name for bit, name in names.items() if bit and bit & (bit - 1) == 0}
+
+    def ask() -> State | None:
+        try:
+            return _state(nvml, uuid, single)
+        except nvml.NVMLError:
+            return None
+
+    return ask
+
+
+def _state(nvml: Any, uuid: str, names: dict[int, str]) -> State:
+    handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+    reasons = nvml.nvmlDeviceGetCurrentClocksEventReasons(handle) & ~_IDLE
     return State(
         sm_clock_mhz=nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
         memory_clock_mhz=nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
         temperature_c=nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
         power_w=nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
-        throttle_reasons=sorted(name for bit, name in names.items() if bit and bit & (bit - 1) == 0 and reasons & bit),
+        throttle_reasons=sorted(name for bit, name in names.items() if reasons & bit),
         # One is this process, which a container knows by another number than NVML does.
         other_processes=max(len(nvml.nvmlDeviceGetComputeRunningProcesses(handle)) - 1, 0),
     )
+
+
+def extremes(states: Sequence[State]) -> list[State]:
+    """Two of them: the least and the most of everything; what held the clocks down all the time, and what ever did."""
+    columns: dict[str, list[Any]] = {
+        field.name: [getattr(state, field.name) for state in states] for field in dataclasses.fields(State)
+    }
+    reasons = [set(of_state) for of_state in columns.pop("throttle_reasons")]
+    return [
+        State(**{name: of_all(values) for name, values in columns.items()}, throttle_reasons=sorted(joined))
+        for of_all, joined in ((min, set.intersection(*reasons)), (max, set.union(*reasons)))
+    ]
 
 
 def _nvml() -> Any:

@@ -13,7 +13,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -65,7 +65,10 @@ class Outcome:
 
     Attributes:
         facts: what was measured on: ``gpu``, ``driver``, ``torch``, ``triton``, ``cuda``, ``python``.
-        device_before, device_after: state of the GPU around the round, None without one.
+        device_before, device_after: state of the GPU around the figures, None where it does not tell.
+        device_during: the least and the most of all states from before to after; None where one is not known, and in
+            the records of those who did not look.
+        canary: name -> seconds before and after the figures (`asv_bench_gpu.canary`); empty without a GPU.
         verified: comparisons made before the first figure.
         figures: benchmark name -> Figures.
         failed: None, or what stopped the round: "build", "verification", "crash", "timeout".
@@ -74,11 +77,19 @@ class Outcome:
 
     facts: dict[str, str] = dataclasses.field(default_factory=dict)
     device_before: State | None = None
+    device_during: list[State] | None = None
     device_after: State | None = None
+    canary: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     verified: int = 0
     figures: dict[str, Figures] = dataclasses.field(default_factory=dict)
     failed: str | None = None
     message: str = ""
+
+    @property
+    def device_states(self) -> list[State | None]:
+        """Of the GPU; None for what is not known, be it before, during or after the figures."""
+        during: Iterable[State | None] = self.device_during or [None]
+        return [self.device_before, *during, self.device_after]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,6 +25,7 @@ from asv_bench_gpu import device
 from asv_bench_gpu.benchmarks.timing import Timing
 from asv_bench_gpu.journal import Figures, Outcome
 from asv_bench_gpu.verification import Unavailable, VerificationError, Verified
+from asv_bench_gpu.watch import watching
 
 #: How much of a failure is kept.
 _MESSAGE_CHARACTERS = 4000
@@ -54,31 +55,10 @@ def measure(benchmark_dir: str, selected: dict[str, list[int]], report: Any = la
     except VerificationError as error:
         return Outcome(facts=facts, failed="verification", message=str(error))
 
-    device_before = device.state()
-    total = sum(len(selected[benchmark.name]) for benchmark in benchmarks)
-    done = 0
-    all_figures = {}
-    for benchmark in benchmarks:
-        key = benchmark.setup_cache_key
-        combinations = list(itertools.product(*benchmark.params)) or [()]
-        figures = Figures(str(benchmark.version), benchmark.params, [None] * len(combinations))
-        all_figures[benchmark.name] = figures
-        if key in broken:
-            figures.errors.update((str(index), broken[key]) for index in selected[benchmark.name])
-            continue
-        benchmark.set_cache(caches[key])
-        for index in selected[benchmark.name]:
-            report(done, total, " ".join((benchmark.name, *combinations[index])))
-            _measure_one(benchmark, index, figures)
-            done += 1
+    with watching() as machine:
+        figures = _measure_all(benchmarks, selected, caches, broken, report)
     verified = sum(cache.comparisons for cache in caches.values() if isinstance(cache, Verified))
-    return Outcome(
-        facts=facts,
-        device_before=device_before,
-        device_after=device.state(),
-        verified=verified,
-        figures=all_figures,
-    )
+    return Outcome(facts=facts, verified=verified, figures=figures, **machine)
 
 
 def _set_up_caches(benchmarks: list[Any], report: Any) -> tuple[dict[str | None, Any], dict[str | None, str]]:
@@ -108,6 +88,33 @@ def _set_up_caches(benchmarks: list[Any], report: Any) -> tuple[dict[str | None,
                 f"{benchmark.name}: its setup_cache returned {caches[key]!r}, expected what verify() returns"
             )
     return caches, broken
+
+
+def _measure_all(
+    benchmarks: list[Any],
+    selected: dict[str, list[int]],
+    caches: dict[str | None, Any],
+    broken: dict[str | None, str],
+    report: Any,
+) -> dict[str, Figures]:
+    """Figures by benchmark; ``caches`` and ``broken`` are from `_set_up_caches`."""
+    total = sum(len(selected[benchmark.name]) for benchmark in benchmarks)
+    done = 0
+    all_figures = {}
+    for benchmark in benchmarks:
+        key = benchmark.setup_cache_key
+        combinations = list(itertools.product(*benchmark.params)) or [()]
+        figures = Figures(str(benchmark.version), benchmark.params, [None] * len(combinations))
+        all_figures[benchmark.name] = figures
+        if key in broken:
+            figures.errors.update((str(index), broken[key]) for index in selected[benchmark.name])
+            continue
+        benchmark.set_cache(caches[key])
+        for index in selected[benchmark.name]:
+            report(done, total, " ".join((benchmark.name, *combinations[index])))
+            _measure_one(benchmark, index, figures)
+            done += 1
+    return all_figures
 
 
 def _measure_one(benchmark: Any, index: int, figures: Figures) -> None:

@@ -118,7 +118,7 @@ class Measurement:
         rounds: finished rounds; 0 when there is no journal.
         verified: comparisons with the reference made before the figures, over all rounds.
         started, finished: when the first and the last round began, or "".
-        states: what the GPU reported around the rounds, as ranges.
+        states: what the GPU reported around and during the rounds, as ranges.
         lost: rounds that did not finish, "reason: message".
     """
 
@@ -371,9 +371,9 @@ def _refusal(
 
 
 def _states(rounds: list[journal.Round]) -> dict[str, str]:
-    """What the GPU reported before and after the rounds: a range for numbers, the values otherwise."""
+    """What the GPU reported around and during the rounds: a range for numbers, the values otherwise."""
     seen: dict[str, set[Any]] = {}
-    for state in itertools.chain.from_iterable((entry.device_before, entry.device_after) for entry in rounds):
+    for state in itertools.chain.from_iterable(entry.device_states for entry in rounds):
         for key, value in dataclasses.asdict(state).items() if state else ():
             seen.setdefault(key, set()).update(value if isinstance(value, list) else {value} - {None})
     return {key: _range(values) for key, values in seen.items() if values}
