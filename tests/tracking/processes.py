@@ -10,7 +10,35 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 #: A torch that sees no GPU and is imported in a moment.
-TORCH_WITHOUT_GPU = "class cuda:\n    def is_available():\n        return False\n"
+TORCH_WITHOUT_GPU = "class cuda:\n    is_available = is_initialized = lambda: False\n"
+#: One that sees a GPU: "broken" makes it fail in this process from then on, a file "lost" beside it in every process.
+TORCH_WITH_GPU = """\
+import types
+from pathlib import Path
+
+broken = False
+
+class OutOfMemoryError(RuntimeError):
+    pass
+
+class version:
+    cuda = "13.0"
+
+class cuda:
+    is_available = is_initialized = lambda: True
+    get_device_name = lambda: "a GPU"
+    get_device_properties = lambda: types.SimpleNamespace(uuid="0-1-2", L2_cache_size=2**20)
+    def synchronize():
+        if broken:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+def ones(*shape, device):
+    if Path(__file__).with_name("lost").exists():
+        raise RuntimeError("CUDA error: no device")
+    return types.SimpleNamespace(item=lambda: 1.0)
+
+zeros = empty_like = lambda *_, **__: None
+"""
 
 
 def environ(path=(), **variables):

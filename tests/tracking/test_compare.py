@@ -291,7 +291,7 @@ def test_the_record_of_other_commits_is_damaged(scripted):
 
 
 @pytest.mark.parametrize("side", ["base", "head"])
-@pytest.mark.parametrize("failure", ["build", "verification", "timeout", "crash"])
+@pytest.mark.parametrize("failure", ["build", "verification", "timeout", "crash", "device"])
 @pytest.mark.parametrize("number", [0, 2])
 def test_a_failed_process_ends_it_and_is_named(scripted, side, failure, number):
     scripted.failures = {(side, number): failure}

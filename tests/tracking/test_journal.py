@@ -164,6 +164,7 @@ def test_reads_the_rounds_of_those_who_only_looked_before_and_after(path):
         pytest.param([None, "build", None], [0, 2], id="build"),
         pytest.param([None, "timeout", None], [0, 2], id="timeout"),
         pytest.param([None, "crash", None], [0, 2], id="crash"),
+        pytest.param([None, "device", None], [0, 2], id="device"),
         pytest.param([None, "verification", None], [2], id="verification"),
         pytest.param([None, None, "verification"], [], id="verification-last"),
         pytest.param(["verification", None, "build", None], [1, 3], id="verification-first"),

@@ -209,6 +209,7 @@ def test_the_message_of_a_failed_build_says_why(tiny):
     [
         pytest.param("crash", 60, "ended with code 3\nabout to crash", id="crash"),
         pytest.param("hang", 1, "no result within 1 s", id="timeout"),
+        pytest.param("spin", 2, "no result within 2 s", id="a-kernel-that-never-ends"),
     ],
 )
 def test_a_process_that_dies_or_hangs_keeps_the_finished_rounds(
@@ -217,7 +218,7 @@ def test_a_process_that_dies_or_hangs_keeps_the_finished_rounds(
     samples = measured.samples("first")
     monkeypatch.setenv("TINY_TROUBLE", trouble)
     summary = measured.run(rounds=4, timeout_seconds=timeout_seconds)
-    kind = "timeout" if trouble == "hang" else "crash"
+    kind = "crash" if trouble == "crash" else "timeout"
     assert failures(measured, summary) == [("first", 3, kind)]
     assert summary.exit_code == 2
     *kept, failed = measured.rounds("first")
@@ -227,6 +228,21 @@ def test_a_process_that_dies_or_hangs_keeps_the_finished_rounds(
     monkeypatch.delenv("TINY_TROUBLE")
     assert rounds_of(measured, measured.run(rounds=3)) == [("first", 3)]
     assert [values[:2] for values in measured.samples("first")] == samples
+
+
+def test_a_gpu_that_disappears_keeps_the_finished_rounds(measured, monkeypatch):
+    samples = measured.samples("first")
+    monkeypatch.setattr(project, "_save_machine", lambda *_: None)
+    with monkeypatch.context() as patch:
+        # It is there when the command begins.
+        patch.setattr(project, "_facts", lambda: {"gpu": "NVIDIA H200"})
+        summary = measured.run(rounds=4)
+    assert failures(measured, summary) == [("first", 3, "device")]
+    assert measured.rounds("first")[-1].message == (
+        "expected the GPU 'NVIDIA H200', but torch saw '' in the measuring process"
+    )
+    assert measured.samples("first") == samples
+    assert rounds_of(measured, measured.run(rounds=3)) == [("first", 3)]
 
 
 def test_a_hanging_process_is_gone_with_what_it_started(tiny, monkeypatch):

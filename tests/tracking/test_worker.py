@@ -403,6 +403,92 @@ def test_a_failed_check_is_an_error_of_its_combination(suite):
     assert "AssertionError: counts differ" in figures["errors"]["2"]
 
 
+ON_GPU = """
+import torch
+from pathlib import Path
+from types import SimpleNamespace
+from asv_bench_gpu import clock
+
+clock.calls_per_graph = lambda call: 1
+clock.device_timing = lambda call, **_: SimpleNamespace(median=1e-5)
+
+class Timed:
+    version = "1"
+    params = [[1, 2, 3]]
+    param_names = ["size"]
+
+    def setup_cache(self):
+        {setup_cache}
+
+    def gputime_work(self, verified, size):
+        pass
+
+    def check(self, verified, size):
+        if size == 2:
+            {check}
+"""
+GPUTIME = "suite.Timed.gputime_work"
+
+
+@pytest.fixture
+def on_gpu(suite):
+    """Measure three figures beside a GPU, with what may go wrong while verifying or while checking the second."""
+    (suite.folder / "torch.py").write_text(processes.TORCH_WITH_GPU)
+
+    def measure(*, setup_cache="return verify([('a', None)])", check="pass"):
+        suite.write(ON_GPU.format(setup_cache=setup_cache, check=check))
+        return suite.measure({GPUTIME: [0, 1, 2]})[0]
+
+    return measure
+
+
+LOSE = "Path(torch.__file__).with_name('lost').touch()"
+
+
+def test_beside_a_gpu_the_canary_is_timed(on_gpu):
+    outcome = on_gpu()
+    assert (outcome["failed"], outcome["facts"]["gpu"]) == (None, "a GPU")
+    assert outcome["canary"] == {"clock": [1e-5, 1e-5], "memory": [1e-5, 1e-5]}
+    assert outcome["figures"][GPUTIME]["values"] == [1e-5] * 3
+
+
+def test_memory_that_runs_out_costs_one_figure(on_gpu):
+    figures = on_gpu(check="raise torch.OutOfMemoryError('CUDA out of memory')")["figures"][GPUTIME]
+    assert figures["values"] == [1e-5, None, 1e-5]
+    assert list(figures["errors"]) == ["1"]
+    assert "OutOfMemoryError: CUDA out of memory" in figures["errors"]["1"]
+
+
+@pytest.mark.parametrize(
+    "raises",
+    [
+        pytest.param("; raise RuntimeError('CUDA error: the first of many')", id="seen-at-once"),
+        pytest.param("", id="seen-at-the-end"),
+    ],
+)
+def test_no_figures_from_a_process_whose_gpu_stopped_working(on_gpu, raises):
+    outcome = on_gpu(check=f"torch.broken = True{raises}")
+    assert (outcome["failed"], outcome["figures"]) == ("device", {})
+    last = "the GPU no longer works in this process: CUDA error: an illegal memory access was encountered"
+    assert outcome["message"].splitlines()[-1] == f"asv_bench_gpu.device.DeviceError: {last}"
+    assert ("the first of many" in outcome["message"]) == bool(raises)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "failed"),
+    [
+        pytest.param("raise torch.OutOfMemoryError('full')", "device", id="out-of-memory"),
+        pytest.param(f"{LOSE}; raise RuntimeError('CUDA error')", "device", id="gpu-lost"),
+        pytest.param("raise RuntimeError('CUDA error: illegal access')", "verification", id="kernel-at-fault"),
+        pytest.param(f"{LOSE}; return verify([('a', 'differs')])", "verification", id="wrong-result"),
+    ],
+)
+def test_a_verification_that_the_machine_stopped_says_nothing_of_the_commit(on_gpu, trouble, failed):
+    outcome = on_gpu(setup_cache=trouble)
+    assert (outcome["failed"], outcome["figures"]) == (failed, {})
+    assert outcome["message"]
+
+
 def test_reports_progress(suite):
     suite.write(TIMED)
     _, progress = suite.measure({WORK: [0, 3], OTHER: [1]})

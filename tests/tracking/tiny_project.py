@@ -44,7 +44,7 @@ COMMITS = {
     "unbuildable": None,
     "after-unbuildable": "RIGHT = True\nVALUE = 6\n",
 }
-#: The suite of most tests. TINY_TROUBLE makes it crash or hang instead of measuring.
+#: The suite of most tests. TINY_TROUBLE makes it crash, hang or spin instead of measuring.
 SUITE = """\
 import os
 import time
@@ -70,6 +70,8 @@ class Work:
             time.sleep(600)
 
     def hosttime_work(self, verified, size):
+        while os.environ.get("TINY_TROUBLE") == "spin":
+            pass
         sum(range(size))
 
 

@@ -5,13 +5,21 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import platform
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+# How long a fresh process may take to use the GPU.
+_PATIENCE_SECONDS = 60
 # NVML's bit for "nothing holds the clocks down but the lack of work".
 _IDLE = 1
 # What somebody has set holds for every round alike, and slows none down more than another.
 _SETTINGS = {"ApplicationsClocksSetting", "DisplayClockSetting", "SyncBoost", "UserDefinedClocks"}
+
+
+class DeviceError(Exception):
+    """The GPU no longer works in this process."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +73,37 @@ def is_present() -> bool:
     except ImportError:
         return False
     return bool(torch.cuda.is_available())
+
+
+def check() -> None:
+    """Make sure that the GPU, if this process uses one, still works in it.
+
+    Raises:
+        DeviceError: it does not, and every later call would fail too, as after a kernel's access to memory not its own.
+    """
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            raise DeviceError(f"the GPU no longer works in this process: {error}") from error
+
+
+def is_at_fault(error: Exception) -> bool:
+    """Whether an error, raised where there was a GPU, is the machine's and not the code's.
+
+    It is if memory ran out, or if a fresh process cannot use the GPU either.
+    """
+    out_of_memory = getattr(sys.modules.get("torch"), "OutOfMemoryError", ())
+    return isinstance(error, (DeviceError, out_of_memory)) or not _serves_others()
+
+
+def _serves_others() -> bool:
+    command = [sys.executable, "-c", "import torch; torch.ones(1, device='cuda').item()"]
+    try:
+        return subprocess.run(command, capture_output=True, timeout=_PATIENCE_SECONDS).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def state() -> State | None:

@@ -71,7 +71,8 @@ class Outcome:
         canary: name -> seconds before and after the figures (`asv_bench_gpu.canary`); empty without a GPU.
         verified: comparisons made before the first figure.
         figures: benchmark name -> Figures.
-        failed: None, or what stopped the round: "build", "verification", "crash", "timeout".
+        failed: None, or what stopped the round: "build", "verification", "crash", "timeout", "device" (the GPU ran out
+            of memory for the verification, stopped working, or is another one).
         message: for a failed round, what a person needs to know.
     """
 
@@ -187,8 +188,8 @@ def _read(path: Path, kind: type[AnyLine]) -> Iterator[AnyLine]:
 def standing(path: Path) -> list[Round]:
     """The finished rounds that count: those after the last failed verification.
 
-    A commit that once gave a wrong result is not to be trusted with what it measured before; a build, a timeout or
-    a crash of the machine takes nothing back.
+    A commit that once gave a wrong result is not to be trusted with what it measured before; a build, a timeout, a
+    crash or a GPU that is gone takes nothing back.
     """
     return _standing(path, Round)
 

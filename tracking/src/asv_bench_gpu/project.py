@@ -51,6 +51,7 @@ class Project:
         benchmarks: asv's description of those selected.
         machine: name under which results are kept.
         timeout_seconds: limit for one process.
+        gpu: name of the machine's GPU, empty without one.
     """
 
     conf: Any
@@ -59,6 +60,7 @@ class Project:
     benchmarks: Any
     machine: str
     timeout_seconds: float
+    gpu: str = ""
 
     def selected(self, benchmark: str) -> Sequence[int]:
         """Indices of the parameter combinations to be measured."""
@@ -98,12 +100,17 @@ class Project:
         except util.UserError as error:
             return Outcome(failed="build", message=str(error))
         try:
-            return self._work(selected, label, left)
+            outcome = self._work(selected, label, left)
         except subprocess.TimeoutExpired:
             return Outcome(failed="timeout", message=f"no result within {self.timeout_seconds:g} s")
         except subprocess.CalledProcessError as error:
             message = f"the measuring process ended with code {error.returncode}\n{error.output}"
             return Outcome(failed="crash", message=message)
+        seen = outcome.facts.get("gpu", "")
+        if seen != self.gpu:  # what such a process skips or fails says nothing of the commit
+            message = f"expected the GPU {self.gpu!r}, but torch saw {seen!r} in the measuring process"
+            return Outcome(facts=outcome.facts, failed="device", message=message)
+        return outcome
 
     def _work(self, selected: dict[str, list[int]], label: str, left: float | None) -> Outcome:
         """Run the worker.
@@ -225,7 +232,7 @@ def prepare(conf: Any, *, bench: str | None, machine: str | None, timeout_second
     name = machine or _machine_name(facts)
     environment = _environment(conf)
     _save_machine(conf, name, facts)
-    return Project(conf, get_repo(conf), environment, benchmarks, name, timeout_seconds)
+    return Project(conf, get_repo(conf), environment, benchmarks, name, timeout_seconds, facts.get("gpu", ""))
 
 
 def recorded(standing: Callable[[Path], list[AnyLine]], path: Path) -> list[AnyLine]:

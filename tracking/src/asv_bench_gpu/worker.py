@@ -41,8 +41,8 @@ def measure(benchmark_dir: str, selected: dict[str, list[int]], report: Any = la
         report: called before each figure with the number done, the total, and a description.
 
     Returns:
-        Outcome: with ``failed`` set and no figures at all if a verification failed or could not run; any other
-        failure concerns its own benchmark and is in its ``errors``.
+        Outcome: with ``failed`` set and no figures at all if a verification failed or could not run, or the GPU stopped
+        working; any other failure concerns its own benchmark and is in its ``errors``.
     """
     from asv_runner._aux import update_sys_path
     from asv_runner.discovery import disc_benchmarks
@@ -50,18 +50,24 @@ def measure(benchmark_dir: str, selected: dict[str, list[int]], report: Any = la
     update_sys_path(benchmark_dir)
     benchmarks = [benchmark for benchmark in disc_benchmarks(benchmark_dir) if benchmark.name in selected]
     facts = device.facts()
+    on_gpu = "gpu" in facts
     try:
-        caches, broken = _set_up_caches(benchmarks, report)
+        caches, broken = _set_up_caches(benchmarks, report, on_gpu)
+        with watching() as machine:
+            figures = _measure_all(benchmarks, selected, caches, broken, report)
     except VerificationError as error:
         return Outcome(facts=facts, failed="verification", message=str(error))
-
-    with watching() as machine:
-        figures = _measure_all(benchmarks, selected, caches, broken, report)
+    except Exception as error:
+        if on_gpu and device.is_at_fault(error):
+            return Outcome(facts=facts, failed="device", message=_last_traceback())
+        raise
     verified = sum(cache.comparisons for cache in caches.values() if isinstance(cache, Verified))
     return Outcome(facts=facts, verified=verified, figures=figures, **machine)
 
 
-def _set_up_caches(benchmarks: list[Any], report: Any) -> tuple[dict[str | None, Any], dict[str | None, str]]:
+def _set_up_caches(
+    benchmarks: list[Any], report: Any, on_gpu: bool
+) -> tuple[dict[str | None, Any], dict[str | None, str]]:
     """Call every `setup_cache` once.
 
     Returns:
@@ -69,6 +75,7 @@ def _set_up_caches(benchmarks: list[Any], report: Any) -> tuple[dict[str | None,
 
     Raises:
         VerificationError: one that has to verify, because something timed depends on it, failed or did not verify.
+        Exception: what one raised, if that was the machine's fault and says nothing of the commit.
     """
     caches: dict[str | None, Any] = {None: None}
     broken: dict[str | None, str] = {}
@@ -80,7 +87,10 @@ def _set_up_caches(benchmarks: list[Any], report: Any) -> tuple[dict[str | None,
             try:
                 caches[key] = benchmark.do_setup_cache()
             except Exception as error:
-                if isinstance(error, VerificationError) or isinstance(benchmark, Timing):
+                wrong = isinstance(error, VerificationError)
+                if on_gpu and not wrong and device.is_at_fault(error):
+                    raise
+                if wrong or isinstance(benchmark, Timing):
                     raise VerificationError(_last_traceback()) from error
                 broken[key] = _last_traceback()
         if isinstance(benchmark, Timing) and not isinstance(caches[key], Verified | Unavailable):
@@ -97,7 +107,11 @@ def _measure_all(
     broken: dict[str | None, str],
     report: Any,
 ) -> dict[str, Figures]:
-    """Figures by benchmark; ``caches`` and ``broken`` are from `_set_up_caches`."""
+    """Figures by benchmark; ``caches`` and ``broken`` are from `_set_up_caches`.
+
+    Raises:
+        device.DeviceError: the GPU stopped working, and nothing is known of when.
+    """
     total = sum(len(selected[benchmark.name]) for benchmark in benchmarks)
     done = 0
     all_figures = {}
@@ -114,6 +128,7 @@ def _measure_all(
             report(done, total, " ".join((benchmark.name, *combinations[index])))
             _measure_one(benchmark, index, figures)
             done += 1
+    device.check()  # for what was launched last, and nobody waited for
     return all_figures
 
 
@@ -132,6 +147,7 @@ def _measure_one(benchmark: Any, index: int, figures: Figures) -> None:
         figures.skipped.setdefault(str(reason), []).append(index)
     except Exception:
         figures.errors[str(index)] = _last_traceback()
+        device.check()
     else:
         value = result
         if isinstance(result, dict):
