@@ -43,6 +43,8 @@ class Scripted:
         self.throttled = {}
         #: (side, round) -> the canary after it, attempt by attempt; at rest it is 1
         self.canaries = {}
+        #: benchmark -> fingerprint of its code, by side and round
+        self.codes = {}
         self.measured = []
         self.versions = {}
 
@@ -72,6 +74,8 @@ class Scripted:
                 of.errors["0"] = f"Traceback\n{found}"
             else:
                 of.values[0] = found
+                if code := self.codes.get(name, lambda *_: None)(side, number):
+                    of.code["0"] = code
         reasons = [next(self.throttled.get((side, number), iter([])), "")]
         calm = State(1980, 3201, 41, 123.4, [], 0)
         state = dataclasses.replace(calm, throttle_reasons=list(filter(None, reasons)))
@@ -159,6 +163,61 @@ def test_each_benchmark_has_its_margin(scripted):
         "strict": (3, "fail"),
         "lenient": (5, "pass"),
     }
+
+
+def same_code(side, number):
+    return "code"
+
+
+def test_the_same_code_is_no_slowdown_whatever_its_times(scripted):
+    scripted.figures["odd"] = slower_by(50)
+    assert scripted.compare().verdict == "fail"
+    scripted.codes["odd"] = same_code
+    scripted.versions["odd"] = "2"
+    comparison = scripted.compare()
+    assert (comparison.verdict, comparison.exit_code) == ("pass", 0)
+    row = comparison.rows["odd"]
+    assert (row.verdict, row.identical, row.ratio) == ("pass", True, pytest.approx(1.5))
+    assert {key: row.identical for key, row in comparison.rows.items()} == {"odd": True, "same": False, "other": False}
+
+
+def test_where_all_code_is_the_same_one_round_is_enough(scripted):
+    scripted.codes = dict.fromkeys(scripted.figures, same_code)
+    comparison = scripted.compare()
+    assert (comparison.verdict, scripted.rounds()[0]) == ("pass", [0, 1])
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param(lambda side, number: side, id="another"),
+        pytest.param(lambda side, number: "code" if side == "head" else None, id="unknown-in-base"),
+        pytest.param(lambda side, number: "code" if side == "base" else None, id="unknown-in-head"),
+        pytest.param(lambda side, number: None, id="unknown"),
+        pytest.param(lambda side, number: side if number == 2 else "code", id="another-in-one-round"),
+    ],
+)
+def test_code_that_is_not_the_same_in_every_round_is_judged_by_its_times(scripted, code):
+    scripted.figures["odd"] = slower_by(50)
+    scripted.codes["odd"] = code
+    comparison = scripted.compare()
+    assert (comparison.verdict, comparison.rows["odd"].identical) == ("fail", False)
+
+
+def test_a_commit_with_itself_is_judged_by_its_times(scripted):
+    scripted.codes = dict.fromkeys(scripted.figures, same_code)
+    comparison = scripted.compare(head=BASE)
+    assert (comparison.verdict, comparison.rounds) == ("pass", 3)
+    assert not any(row.identical for row in comparison.rows.values())
+
+
+def test_the_same_code_does_not_stand_in_for_a_figure(scripted):
+    scripted.codes = dict.fromkeys(scripted.figures, same_code)
+    scripted.figures["same"] = lambda side, number: RuntimeError("lost") if (side, number) == ("head", 1) else 1e-6
+    comparison = scripted.compare()
+    assert (comparison.exit_code, list(comparison.problems)) == (2, ["same of head"])
+    scripted.figures["same"] = lambda side, number: 0.0
+    assert scripted.compare().exit_code == 2
 
 
 def test_the_worst_is_first(scripted):

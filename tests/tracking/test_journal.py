@@ -39,7 +39,7 @@ def make_round(number=1, **changes):
         verified=57,
         figures={
             "suite.Work.gputime_work": Figures(
-                "1", [["1", "'zwei'"]], [1e-6, None], skipped={"too large": [1]}, errors={}, number=1
+                "1", [["1", "'zwei'"]], [1e-6, None], skipped={"too large": [1]}, number=1, code={"0": "c0de"}
             ),
             "suite.Facts.track_value": Figures("7", [], [None], errors={"0": 'Traceback\n  "ä"\u2028\x0b\x85'}),
         },
@@ -114,6 +114,7 @@ def test_append_keeps_every_complete_line_untouched(path, three):
         pytest.param(lambda line: line.replace(b'{"too large": [1]}', b'{"too large": [2]}'), id="index-too-large"),
         pytest.param(lambda line: line.replace(b'"errors": {"0"', b'"errors": {"-1"'), id="index-too-small"),
         pytest.param(lambda line: line.replace(b'"errors": {"0"', b'"errors": {"x"'), id="no-index"),
+        pytest.param(lambda line: line.replace(b'"code": {"0"', b'"code": {"2"'), id="index-of-code-too-large"),
         pytest.param(lambda line: line.replace(b"[1e-06, null]", b"[1e999, null]"), id="infinite"),
         pytest.param(lambda line: line.replace(b"[1e-06, null]", b"[NaN, null]"), id="nan"),
         pytest.param(lambda line: line.replace(b"[1e-06, null]", b"[true, null]"), id="a-truth"),
@@ -150,6 +151,8 @@ def test_reads_the_rounds_of_those_who_only_looked_before_and_after(path):
     del written["device_during"], written["canary"]
     for state in ("device_before", "device_after"):
         del written[state]["other_processes"]
+    for figures in written["figures"].values():
+        del figures["code"]
     path.parent.mkdir()
     path.write_text(json.dumps(written) + "\n")
     (entry,) = journal.read(path)

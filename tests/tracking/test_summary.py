@@ -41,6 +41,13 @@ def lines(text):
     return [" ".join(line.split()) for line in text.replace(GAP, " ").splitlines()]
 
 
+def test_the_same_compiled_code_is_named():
+    told = lines(summary.text(comparison(rows={"same": row("pass", 1.07, identical=True), "other": row()})))
+    assert told[0] == "PASS: 0 of 2 benchmarks slower than their margin"
+    assert "pass 1.070 up to 1.001 2.00 µs 2.14 µs the same compiled code same" in told
+    assert told[-1] == "1 ran the same compiled code in both commits: what their times differ by is noise"
+
+
 def test_text_is_worst_first_and_says_what_it_means():
     assert lines(summary.text(MIXED)) == [
         "FAIL: 1 of 5 benchmarks slower than their margin, 1 undecided, 1 of 3 quantities larger than they may be",

@@ -139,6 +139,18 @@ def test_graphs_of_all_allocations_have_the_same_number_of_calls(monkeypatch):
     assert timed == [100] * 3 + [200] * 3
 
 
+def test_the_fingerprint_is_that_of_the_code_that_was_timed_last(medians, monkeypatch):
+    found = iter(["first", None])
+    monkeypatch.setattr(timing.fingerprint, "of", lambda call: next(found))
+    benchmark = make(WithHooks)
+    fingerprints = [benchmark.fingerprint]
+    for _ in range(2):
+        medians += [1e-6] * 3
+        benchmark.run(PROOF)
+        fingerprints.append(benchmark.fingerprint)
+    assert fingerprints == [None, "first", None]
+
+
 @pytest.mark.parametrize("wrong", [1, 2, 3], ids="in-allocation-{}".format)
 def test_a_failed_check_leaves_no_figure(medians, wrong):
     class Wrong(WithHooks):

@@ -108,6 +108,7 @@ def test_measures_the_combinations_asked_for(suite):
         "params": [["1", "2"], ["'a'", "'b'"]],
         "skipped": {},
         "errors": {},
+        "code": {},
         "number": 1,
     }
     assert [value is None for value in values] == [False, True, True, False]
@@ -510,6 +511,31 @@ def test_process_that_crashes_leaves_no_outcome(suite):
     suite.write(TIMED.replace('log("setup", size, letter)', "os._exit(3)"))
     code, outcome, _ = suite.worker({WORK: [0]})
     assert (code, outcome) == (3, None)
+
+
+def test_the_fingerprint_of_timed_code_is_kept(suite):
+    suite.write(
+        """
+        from types import SimpleNamespace
+        from asv_bench_gpu import clock, fingerprint
+
+        clock.calls_per_graph = lambda call: 1
+        clock.device_timing = lambda call, **_: SimpleNamespace(median=1e-5)
+        found = iter(["first", None, "third"])
+        fingerprint.of = lambda call: next(found)
+
+        class Timed:
+            version = "1"
+            params = [[1, 2, 3]]
+            def setup_cache(self):
+                return verify([("a", None)])
+            def gputime_work(self, verified, size):
+                pass
+        """
+    )
+    outcome, _ = suite.measure({"suite.Timed.gputime_work": [0, 1, 2]})
+    figures = outcome["figures"]["suite.Timed.gputime_work"]
+    assert (figures["values"], figures["code"]) == ([1e-5] * 3, {"0": "first", "2": "third"})
 
 
 @pytest.mark.parametrize("value", ["float('nan')", "float('inf')"], ids=["nan", "inf"])

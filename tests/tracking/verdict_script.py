@@ -71,7 +71,10 @@ MUTANTS = {
     "on-the-margin-does-not-pass": (("high <= limit:", "high < limit:"),),
     "pass-with-missing-figures": (("    if missing:\n", "    if missing and not rounds:\n"),),
     "pass-with-missing-keys": (
-        ("{row.verdict for row in rows.values()}", "{row.verdict for row in rows.values() if row.rounds}"),
+        (
+            "together(row.verdict for row in rows.values())",
+            "together(row.verdict for row in rows.values() if row.rounds)",
+        ),
     ),
     "missing-keys-not-counted": (("keys = max(len(pairs), 1)", "keys = max(sum(map(bool, pairs.values())), 1)"),),
     "pass-with-nothing-judged": ((_ALL, '"pass" if verdicts <= {"pass"} else'),),

@@ -48,30 +48,30 @@ def device_timing(call: Callable[[], object], *, calls: int | None = None, repla
         calls: how many to capture; by default `calls_per_graph`.
         replays: timed replays, at least 2.
     """
-    with _side_stream() as stream:
+    with side_stream() as stream:
         for _ in range(3):  # compile, fill caches, settle the allocator
             call()
         calls = calls or _calls_per_graph(call, stream)
-        graph = _capture(call, calls, stream)
+        graph = capture(call, calls, stream)
         _replay(graph, 3)
         return Timing.of([seconds / calls for seconds in _replay(graph, replays)])
 
 
 def calls_per_graph(call: Callable[[], object]) -> int:
     """How many calls make a graph that runs for `GRAPH_SECONDS`, from 10 to 300."""
-    with _side_stream() as stream:
+    with side_stream() as stream:
         for _ in range(3):
             call()
         return _calls_per_graph(call, stream)
 
 
 def _calls_per_graph(call: Callable[[], object], stream: Any) -> int:
-    rough = statistics.median(_replay(_capture(call, _MIN_CALLS, stream), 5)) / _MIN_CALLS
+    rough = statistics.median(_replay(capture(call, _MIN_CALLS, stream), 5)) / _MIN_CALLS
     return min(max(math.ceil(GRAPH_SECONDS / rough), _MIN_CALLS), _MAX_CALLS)
 
 
 @contextlib.contextmanager
-def _side_stream() -> Iterator[Any]:
+def side_stream() -> Iterator[Any]:
     """A stream to capture on: the default stream cannot be captured."""
     import torch
 
@@ -82,10 +82,11 @@ def _side_stream() -> Iterator[Any]:
     torch.cuda.current_stream().wait_stream(stream)
 
 
-def _capture(call: Callable[[], object], calls: int, stream: Any) -> Any:
+def capture(call: Callable[[], object], calls: int, stream: Any, *, keep_graph: bool = False) -> Any:
+    """Capture ``calls`` calls on ``stream``; ``keep_graph`` is torch's, for who looks into the graph."""
     import torch
 
-    graph = torch.cuda.CUDAGraph()
+    graph = torch.cuda.CUDAGraph(keep_graph)
     with torch.cuda.graph(graph, stream=stream):
         for _ in range(calls):
             call()

@@ -45,11 +45,14 @@ class Row(verdict.Row):
     Attributes:
         margin_percent: by how much head may be slower.
         base_seconds, head_seconds: median over rounds; None without any.
+        identical: both commits ran the same compiled code in every round (`asv_bench_gpu.fingerprint`), so this is no
+            fail, whatever the ratio.
     """
 
     margin_percent: float
     base_seconds: float | None
     head_seconds: float | None
+    identical: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +112,9 @@ class Comparison:
         """Over everything: "pass" only if there is something and all of it passes."""
         if self.problems:
             return "invalid"
-        verdicts = {row.verdict for row in self.rows.values()} | {row.verdict for row in self.quantities.values()}
-        return "fail" if "fail" in verdicts else "pass" if verdicts == {"pass"} and not self.unsettled else "undecided"
+        verdicts = [row.verdict for row in self.rows.values()] + [row.verdict for row in self.quantities.values()]
+        of_all = verdict.together(verdicts)
+        return "undecided" if of_all == "pass" and self.unsettled else of_all
 
     @property
     def exit_code(self) -> int:
@@ -373,13 +377,12 @@ class Session:
     def _judge(self, pairs: list[Pair]) -> Verdict:
         """Look at all rounds so far."""
         comparison = self.comparison
-        found = [(Found.of(pair.base).values, Found.of(pair.head).values) for pair in pairs]
+        found = [(Found.of(pair.base), Found.of(pair.head)) for pair in pairs]
         times = {
-            key: [(base.get(key), head.get(key)) for base, head in found]
+            key: [(base.values.get(key), head.values.get(key)) for base, head in found]
             for key in self.margins
             if key not in comparison.skipped
         }
-        judgement = self.judge(times)
         rows = {
             key: Row(
                 **vars(row),
@@ -387,7 +390,13 @@ class Session:
                 base_seconds=_median(base for base, _ in times[key]),
                 head_seconds=_median(head for _, head in times[key]),
             )
-            for key, row in judgement.rows.items()
+            for key, row in self.judge(times).rows.items()
+        }
+        # All are judged as one family whatever their code: who is in it must not change from look to look.
+        rows |= {
+            key: dataclasses.replace(row, verdict="pass", identical=True)
+            for key, row in rows.items()
+            if self._same_code(key, found) and not row.missing
         }
         comparison.rounds = len(pairs)
         comparison.rows = _worst_first(rows, lambda row: row.ratio or math.inf)
@@ -398,7 +407,12 @@ class Session:
             f"round {len(pairs)}/{comparison.max_rounds}, {seconds:.1f} s: "
             f"{counts['pass']} pass, {counts['fail']} fail, {counts['undecided']} undecided"
         )
-        return judgement.verdict
+        return verdict.together(row.verdict for row in rows.values())
+
+    def _same_code(self, key: str, found: list[tuple[Found, Found]]) -> bool:
+        """Whether two commits ran the same code in every round; one with itself is about noise, never about code."""
+        codes = [(base.code.get(key), head.code.get(key)) for base, head in found]
+        return self.comparison.base != self.comparison.head and all(base and base == head for base, head in codes)
 
     def _versions(self, keys: Iterable[str]) -> list[list[str]]:
         return [[key, self.project.benchmarks[self.places[key][0]]["version"]] for key in sorted(keys)]
@@ -411,6 +425,7 @@ class Found:
     values: dict[str, float] = dataclasses.field(default_factory=dict)
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
     errors: dict[str, str] = dataclasses.field(default_factory=dict)
+    code: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, entry: Round) -> Found:
@@ -424,6 +439,7 @@ class Found:
             for reason, indices in figures.skipped.items():
                 found.skipped.update((keys[index], reason) for index in indices)
             found.errors.update((keys[int(index)], message) for index, message in figures.errors.items())
+            found.code.update((keys[int(index)], code) for index, code in figures.code.items())
         return found
 
     def why_missing(self, key: str) -> str:

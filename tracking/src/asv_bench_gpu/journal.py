@@ -37,6 +37,7 @@ class Figures:
         skipped: why something cannot be measured here -> the indices in ``values`` it concerns.
         errors: index in ``values`` (as a string) -> the end of what the benchmark printed when it failed.
         number: repetitions inside each sample, None for benchmarks without samples (``track_*``).
+        code: index in ``values`` (as a string) -> fingerprint of the code that was timed, where it is known.
     """
 
     version: str
@@ -45,13 +46,15 @@ class Figures:
     skipped: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     errors: dict[str, str] = dataclasses.field(default_factory=dict)
     number: int | None = None
+    code: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         combinations = math.prod(map(len, self.params))
         if len(self.values) != combinations:
             raise ValueError(f"expected {combinations} figures, got {self.values!r}")
-        if not self.skipped_indices | set(map(int, self.errors)) <= set(range(combinations)):
-            raise ValueError(f"expected indices of {combinations} figures, got {self.skipped!r} and {self.errors!r}")
+        if not self.skipped_indices | set(map(int, [*self.errors, *self.code])) <= set(range(combinations)):
+            found = f"{self.skipped!r}, {self.errors!r} and {self.code!r}"
+            raise ValueError(f"expected indices of {combinations} figures, got {found}")
 
     @property
     def skipped_indices(self) -> set[int]:

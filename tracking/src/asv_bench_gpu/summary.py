@@ -161,6 +161,8 @@ def _body(comparison: Comparison, style: str) -> Iterator[str]:
         yield f"disturbed in every attempt at a further round: {comparison.unsettled}"
     if comparison.rows:
         yield from _table(comparison.rows, _time_cells, comparison.waivers, style)
+        if identical := sum(row.identical for row in comparison.rows.values()):
+            yield f"{identical} ran the same compiled code in both commits: what their times differ by is noise"
     changed = {key: number for key, number in comparison.quantities.items() if number.base != number.head}
     if changed:
         yield from _table(changed, _quantity_cells, comparison.waivers, style)
@@ -208,6 +210,8 @@ def _quantity_cells(number: Quantity) -> dict[str, str]:
 
 def _meaning(row: Row) -> str:
     """What a verdict says about head."""
+    if row.identical:
+        return "the same compiled code"
     if row.verdict == "fail":
         return f"slower by more than {row.margin_percent:g} %"
     if row.verdict == "undecided":

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 Verdict = Literal["pass", "fail", "undecided"]
@@ -112,8 +112,13 @@ def judge(
         rows[key] = _row(
             ratios, len(given) - len(ratios), limits[key], to_pass[len(ratios)], to_fail[len(ratios)], least
         )
-    verdicts = {row.verdict for row in rows.values()}
-    return Judgement("fail" if "fail" in verdicts else "pass" if verdicts == {"pass"} else "undecided", rows)
+    return Judgement(together(row.verdict for row in rows.values()), rows)
+
+
+def together(members: Iterable[Verdict]) -> Verdict:
+    """The verdict on a family: "fail" if one fails, "pass" only if there are some and all of them pass."""
+    verdicts = set(members)
+    return "fail" if "fail" in verdicts else "pass" if verdicts == {"pass"} else "undecided"
 
 
 def least_rounds(keys: int, *, family_alpha: float, max_rounds: int = MAX_ROUNDS) -> tuple[int, int]:

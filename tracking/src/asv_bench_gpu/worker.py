@@ -155,6 +155,8 @@ def _measure_one(benchmark: Any, index: int, figures: Figures) -> None:
             figures.number = result["number"]
         if isinstance(value, numbers.Real) and math.isfinite(value):
             figures.values[index] = int(value) if isinstance(value, numbers.Integral) else float(value)
+            if code := getattr(benchmark, "fingerprint", None):
+                figures.code[str(index)] = code
         else:
             figures.errors[str(index)] = f"expected a finite number, got {value!r}"
 

@@ -31,7 +31,7 @@ from typing import Any
 
 from asv_runner.benchmarks._base import Benchmark, _get_first_attr
 
-from asv_bench_gpu import clock
+from asv_bench_gpu import clock, fingerprint
 from asv_bench_gpu.verification import Verified
 
 
@@ -76,7 +76,11 @@ class Timing(Benchmark):  # type: ignore[misc]
 
 
 class GpuTimeBenchmark(Timing):
-    """Device time of ``gputime_*``; see `asv_bench_gpu.clock.device_timing`."""
+    """Device time of ``gputime_*``; see `asv_bench_gpu.clock.device_timing`.
+
+    Attributes:
+        fingerprint: of the code that was timed last; see `asv_bench_gpu.fingerprint.of`.
+    """
 
     name_regex = re.compile("^gputime_.+$")
 
@@ -84,6 +88,7 @@ class GpuTimeBenchmark(Timing):
         super().__init__(name, func, attr_sources)
         self.type = "gputime"
         self._calls: int | None = None
+        self.fingerprint: str | None = None
 
     def run(self, *arguments: Any) -> dict[str, Any]:
         """As for both types; the graphs of all allocations have the same number of calls."""
@@ -92,7 +97,9 @@ class GpuTimeBenchmark(Timing):
 
     def time(self, call: Callable[[], object]) -> float:
         """Device seconds per call."""
-        self._calls = self._calls or clock.calls_per_graph(call)
+        if self._calls is None:
+            self._calls = clock.calls_per_graph(call)
+            self.fingerprint = fingerprint.of(call)
         replays = max(clock.REPLAYS // self.allocations(), 7)
         return clock.device_timing(call, calls=self._calls, replays=replays).median
 
