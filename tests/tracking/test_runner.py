@@ -96,6 +96,15 @@ def test_a_machine_that_lost_its_gpu_is_refused(measured):
     assert len(measured.rounds("first")) == 2
 
 
+@pytest.mark.parametrize("content", [b'{"gpu"', b"[]", b"\xff"], ids=["truncated", "a-list", "no-utf-8"])
+def test_a_damaged_machine_is_named_and_left_alone(measured, content):
+    path = measured.results / MACHINE / "machine.json"
+    path.write_bytes(content)
+    with pytest.raises(project.UsageError, match=r"^damaged results/tiny-machine/machine\.json: "):
+        measured.run(rounds=3)
+    assert path.read_bytes() == content
+
+
 @pytest.mark.parametrize("reason", ["error", "skip"])
 def test_a_round_without_a_figure_takes_nothing_from_the_others(measured, reason):
     before = measured.samples("first")

@@ -323,11 +323,16 @@ def _save_machine(conf: Any, name: str, facts: dict[str, str]) -> None:
     cpu = {"arch": platform.machine(), "cpu": util.get_cpu_info(), "num_cpu": str(os.cpu_count())}
     identity = {"machine": name, "os": platform.system(), **cpu, "ram": "", "gpu": facts.get("gpu", "")}
     path = Path(conf.results_dir, name, "machine.json")
-    if path.exists() and (recorded := util.load_json(str(path)).get("gpu", "")) != identity["gpu"]:
-        raise UsageError(
-            f"--machine: {name!r} has results of GPU {recorded!r}, but torch sees {identity['gpu']!r} here; "
-            "mend the machine, or give it another name"
-        )
+    if path.exists():
+        try:
+            recorded = typed.loads(path.read_text(encoding="utf-8")).get("gpu", "")
+        except (AttributeError, ValueError) as error:
+            raise UsageError(f"damaged {path}: {error}; restore the file, or delete it") from error
+        if recorded != identity["gpu"]:
+            raise UsageError(
+                f"--machine: {name!r} has results of GPU {recorded!r}, but torch sees {identity['gpu']!r} here; "
+                "mend the machine, or give it another name"
+            )
     with journal.replacing(path) as temporary:
         util.write_json(str(temporary), identity, 1)
 
