@@ -122,6 +122,8 @@ def test_append_keeps_every_complete_line_untouched(path, three):
         pytest.param(lambda line: line.replace(b'"seconds": 1.5', b'"seconds": "1.5"'), id="seconds-as-text"),
         pytest.param(lambda line: line.replace(b'"throttle_reasons": []', b'"throttle_reasons": 5'), id="no-state"),
         pytest.param(lambda line: line.replace(b'"facts": {', b'"facts": {"cuda": 13, '), id="a-number-as-a-fact"),
+        pytest.param(lambda line: line.replace(b'"clock": [1e-05', b'"clock": [0'), id="no-time-of-the-canary"),
+        pytest.param(lambda line: line.replace(b'"clock": [1e-05, ', b'"clock": ['), id="half-a-canary"),
         pytest.param(lambda line: b"[1]", id="a-list"),
         pytest.param(lambda line: b"", id="empty-line"),
         pytest.param(lambda line: b"[" * 100_000, id="nested-too-deeply"),

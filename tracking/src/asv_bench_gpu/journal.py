@@ -89,6 +89,11 @@ class Outcome:
     failed: str | None = None
     message: str = ""
 
+    def __post_init__(self) -> None:
+        for name, seconds in self.canary.items():
+            if len(seconds) != 2 or min(seconds) <= 0:
+                raise ValueError(f"expected two times of the canary {name!r}, got {seconds!r}")
+
     @property
     def device_states(self) -> list[State | None]:
         """Of the GPU; None for what is not known, be it before, during or after the figures."""
