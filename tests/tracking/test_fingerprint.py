@@ -118,7 +118,10 @@ class Gpu:
 
         self.kernel = JITFunction
         self.run = JITFunction.run
-        monkeypatch.setitem(sys.modules, "triton.runtime.jit", types.SimpleNamespace(JITFunction=JITFunction))
+        self.hooks = set()
+        knobs = types.SimpleNamespace(runtime=types.SimpleNamespace(launch_enter_hook=self.hooks))
+        jit = types.SimpleNamespace(JITFunction=JITFunction, knobs=knobs)
+        monkeypatch.setitem(sys.modules, "triton.runtime.jit", jit)
         monkeypatch.setattr(device, "is_present", lambda: True)
         monkeypatch.setattr(clock, "side_stream", lambda: contextlib.nullcontext("stream"))
         monkeypatch.setattr(clock, "capture", self.capture)
@@ -149,6 +152,18 @@ def test_the_same_launches_in_another_process_have_the_same_fingerprint(gpu):
     assert first == again
     assert len(first) == 16
     assert gpu.kernel.run is gpu.run
+
+
+def test_somebody_listens_to_launches_meanwhile(gpu):
+    kernel, listeners = gpu.kernel(), []
+
+    def call():
+        listeners.append(len(gpu.hooks))
+        gpu.launch(kernel, (4,), 8)
+
+    assert fingerprint.of(call)
+    assert listeners == [1]
+    assert not gpu.hooks
 
 
 @pytest.mark.parametrize(
@@ -197,6 +212,7 @@ def test_triton_is_as_before_after_an_error(gpu):
     with pytest.raises(ZeroDivisionError):
         fingerprint.of(lambda: 1 / 0)
     assert gpu.kernel.run is gpu.run
+    assert not gpu.hooks
 
 
 _ON_GPU = """

@@ -40,7 +40,7 @@ def of(call: Callable[[], object]) -> str | None:
     if not jit or not device.is_present():
         return None
     launches: list[Any] = []
-    with clock.side_stream() as stream, _recording(jit.JITFunction, launches):
+    with clock.side_stream() as stream, _recording(jit, launches):
         graph = clock.capture(call, 1, stream, keep_graph=True)
     if not launches or _nodes(graph) != len(launches):
         return None
@@ -48,9 +48,9 @@ def of(call: Callable[[], object]) -> str | None:
 
 
 @contextlib.contextmanager
-def _recording(function_type: Any, launches: list[Any]) -> Iterator[None]:
+def _recording(jit: Any, launches: list[Any]) -> Iterator[None]:
     """Describe in ``launches`` what Triton launches inside."""
-    original = function_type.run
+    function_type, original = jit.JITFunction, jit.JITFunction.run
     addresses: dict[int, int] = {}
 
     def run(function: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
@@ -67,11 +67,18 @@ def _recording(function_type: Any, launches: list[Any]) -> Iterator[None]:
             launches.append((_compiled(compiled), tuple(grids[-1]), arguments))
         return compiled
 
+    hooks = jit.knobs.runtime.launch_enter_hook
+    hooks.add(_listen)
     function_type.run = run
     try:
         yield
     finally:
         function_type.run = original
+        hooks.remove(_listen)
+
+
+def _listen(_: Any) -> None:
+    """A hook that does nothing: who launches what is compiled past Triton goes through Triton while there is one."""
 
 
 def _described(value: Any, addresses: dict[int, int]) -> Any:
