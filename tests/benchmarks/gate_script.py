@@ -76,9 +76,12 @@ MUTANTS = {
     "tiles-keep-their-counts": mistake(
         TILES, ("sums[None, :] + tl.cumsum(counts, axis=0) - counts", "tl.cumsum(counts, axis=0)")
     ),
-    "tiles-reverse-a-step": mistake(
-        TILES, ("in_step[:, None] < in_step[None, :]", "in_step[:, None] > in_step[None, :]")
+    "tiles-reverse-a-tile": mistake(
+        TILES,
+        ("* TILE + in_tile", "* TILE + (TILE - 1 - in_tile)"),
+        ("local = (keys % TILE).to(tl.int32)", "local = TILE - 1 - (keys % TILE).to(tl.int32)"),
     ),
+    "tiles-forget-the-smaller-experts": mistake(TILES, ("earlier - (counted >> 16)", "earlier")),
     "tiles-ids-not-dropped": mistake(TILES, ("tl.minimum(first + BINS, num_experts)", "first + BINS")),
     "atomic-weights-of-slot-0": mistake(ATOMIC, (_WEIGHTS, _WEIGHTS.replace("slots", "slots * 0"))),
     "atomic-ids-not-dropped": mistake(ATOMIC, (_IDS, f"{_IDS}\n    {_CLAMPED}")),
@@ -93,8 +96,19 @@ MUTANTS = {
         REGIONS, ("labels = experts + flat.FIRST_ID", "labels = experts + flat.FIRST_ID + 1")
     ),
     "regions-of-ids-outside-the-range": mistake(
-        REGIONS, ("(ids < tl.minimum(first + flat.BINS, num_experts))", "(ids < first + flat.BINS)")
+        REGIONS, ("valid = (ids >= 0) & (ids < num_experts)", "valid = ids >= 0")
     ),
+    "regions-start-after-their-own-slots": mistake(
+        REGIONS, ("(of_slots[:, None] < experts[None, :]).to", "(of_slots[:, None] <= experts[None, :]).to")
+    ),
+    "regions-of-few-slots-not-padded": mistake(
+        REGIONS,
+        ("_padded(tl.sum(same.to(tl.int32), axis=0), flat)", "tl.sum(same.to(tl.int32), axis=0)"),
+    ),
+    "regions-of-few-slots-counted-twice": mistake(
+        REGIONS, ("valid & (tl.sum(earlier.to(tl.int32), axis=0) == 0)", "valid")
+    ),
+    "regions-of-many-slots-not-padded": mistake(REGIONS, ("sizes = _padded(bins, flat)", "sizes = bins")),
     "reference-order-reversed": mistake(REFERENCE, (".nonzero().squeeze(1)", ".nonzero().squeeze(1).flip(0)")),
 }
 

@@ -59,7 +59,8 @@ def verdicts(tmp_path_factory):
             "collect-places-only-the-first-of-a-long-list", "deterministic collect, one expert", id="collect-long-list"
         ),
         pytest.param("tiles-keep-their-counts", "deterministic tiles, ", id="tiles-keep-their-counts"),
-        pytest.param("tiles-reverse-a-step", "deterministic tiles, ", id="tiles-reverse-a-step"),
+        pytest.param("tiles-reverse-a-tile", "deterministic tiles, ", id="tiles-reverse-a-tile"),
+        pytest.param("tiles-forget-the-smaller-experts", "deterministic tiles, ", id="tiles-smaller-experts"),
         pytest.param("tiles-ids-not-dropped", "deterministic tiles, ", id="tiles-ids-not-dropped"),
         pytest.param("atomic-weights-of-slot-0", "atomic, ", id="atomic-weights-of-another-slot"),
         pytest.param("atomic-ids-not-dropped", "atomic, ", id="atomic-ids-not-dropped"),
@@ -68,6 +69,10 @@ def verdicts(tmp_path_factory):
         pytest.param("regions-tail-not-written", "slots[0] is -7", id="regions-tail-not-written"),
         pytest.param("regions-labels-of-the-next-expert", "expert_ids[0] is 1, expected 0", id="regions-labels"),
         pytest.param("regions-of-ids-outside-the-range", "slots[6] is -7", id="regions-ids-outside-the-range"),
+        pytest.param("regions-start-after-their-own-slots", "offsets, 3 x 3", id="regions-own-slots"),
+        pytest.param("regions-of-few-slots-not-padded", "blocks of 16, 3 x 3", id="regions-few-padding"),
+        pytest.param("regions-of-few-slots-counted-twice", "blocks of 16, 3 x 3", id="regions-few-twice"),
+        pytest.param("regions-of-many-slots-not-padded", "blocks of 16, 127 x 1", id="regions-many-padding"),
         pytest.param("reference-order-reversed", "slot_index[", id="reference-order-reversed"),
     ],
 )
