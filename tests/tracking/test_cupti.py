@@ -59,15 +59,19 @@ def test_what_counts_as_agreement(figures, message):
             row.check()
 
 
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """Each kernel by both clocks, in a process of its own: tracing changes what comes after it."""
+
+    def make():
+        return json.loads(processes.output("-m", "tests.tracking.cupti_script", path=[processes.ROOT]).splitlines()[-1])
+
+    return {name: Row(**row) for name, row in processes.once(tmp_path_factory, "cupti", make).items()}
+
+
 @pytest.mark.gpu
 @pytest.mark.alone
 class TestOnGpu:
-    @pytest.fixture(scope="class")
-    def rows(self, tmp_path_factory):
-        script = ["-m", "tests.tracking.cupti_script"]
-        make = lambda: json.loads(processes.output(*script, path=[processes.ROOT]).splitlines()[-1])  # noqa: E731
-        return {name: Row(**row) for name, row in processes.once(tmp_path_factory, "cupti", make).items()}
-
     @pytest.mark.parametrize("name", SHORT + LONG)
     def test_the_clocks_agree(self, rows, name):
         print(rows[name])

@@ -91,6 +91,7 @@ def medians(monkeypatch):
         return clock.Timing(median, median / 2, median * 2)
 
     monkeypatch.setattr(timing.clock, "calls_per_graph", lambda call: 100)
+    monkeypatch.setattr(timing.fingerprint, "of", lambda call: None)
     monkeypatch.setattr(timing.clock, "device_timing", fake)
     monkeypatch.setattr(timing.clock, "host_timing", fake)
     return queue
