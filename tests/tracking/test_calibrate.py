@@ -60,6 +60,15 @@ def test_rates_are_the_same_again():
     assert rates(log_ratios) == rates(log_ratios)
 
 
+def test_what_was_measured_slower_is_not_multiplied():
+    same = {"one": np.zeros(3), "two": np.zeros(3)}
+    # Measured, the slowdown of 3 % shows in the first only, and that of 1 % is larger than it says.
+    slowed = {3: {"one": np.full(4, np.log(1.03)), "two": np.zeros(4)}, 1: dict.fromkeys(same, np.full(2, np.log(1.1)))}
+    found = draw(same, dict.fromkeys(same, 2), 100, 0.01, 40, slowed)
+    assert shares(found) == (0, 1, {1: 1, 2: 0, 3: 0.5, 5: 1, 10: 1})
+    assert found.measured == [1, 3]
+
+
 def test_bounds_hold_the_share():
     assert Rate.of(0, 200) == Rate(0.0, 0.0, upper_bound(0, 200))
     assert Rate.of(200, 200) == Rate(1.0, 1 - upper_bound(0, 200), 1.0)
@@ -101,6 +110,19 @@ def test_a_commit_is_measured_with_its_twin_in_as_many_rounds_as_asked_for(clock
     assert (calibration.rounds, calibration.benchmarks, calibration.rates.false_alarms.share) == (2, 2, 0)
     (kept,) = record.parent.glob("*.calibration")
     assert calibrate.Calibration.read(kept) == calibration
+
+
+def test_the_twin_is_measured_slower_too(clocked, calibrated):
+    calibration = calibrated(margin_percent=2)
+    assert calibration.rates.measured == [3]
+    assert calibration.rates.detections[3].share == 1
+    for pair in journal.standing_pairs(clocked.folder / calibration.record):
+        for name, figures in pair.head.figures.items():
+            slowed = figures.slowed if pair.base.round else {}
+            assert slowed == figures.slowed
+            for index, seconds in slowed.items():
+                assert seconds == {3: pytest.approx(1.03 * figures.values[int(index)])}, name
+        assert not any(figures.slowed for figures in pair.base.figures.values())
 
 
 def test_more_rounds_add_to_those_that_are_recorded(clocked, calibrated):
@@ -148,12 +170,14 @@ def test_a_real_command_and_the_gate_that_quotes_it(clocked, written):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    shown = output("calibrate", "first", "--rounds", "1", "--comparisons", "50", *options[:-1])
+    once = ("calibrate", "first", "--rounds", "1", "--measure-percent", "5")
+    shown = output(*once, "--comparisons", "50", *options[:-1])
     lines = [" ".join(line.split()) for line in shown.splitlines()]
     assert lines[0].startswith(f"{clocked.hash('first')[:8]} on {MACHINE}: 50 comparisons of 2 benchmarks")
     assert "same code: false alarm 0.00 % 0.00 % 5.82 %" in lines
-    assert "one benchmark slower by 5 %: found 100.00 % 94.18 % 100.00 %" in lines
-    found = json.loads(output("calibrate", "first", "--rounds", "1", "--comparisons", "500", *options))
+    assert "one benchmark slower by 3 % (multiplied): found 0.00 % 0.00 % 5.82 %" in lines
+    assert "one benchmark slower by 5 % (measured): found 100.00 % 94.18 % 100.00 %" in lines
+    found = json.loads(output(*once, "--comparisons", "500", *options))
     assert found["rates"]["detections"]["5"]["share"] == 1
     command = clocked.command("second", *options, command="gate")
     quoted = json.loads(subprocess.run(command, capture_output=True, text=True).stdout)["calibration"]

@@ -245,14 +245,16 @@ def test_calibrate_passes_everything_on(call, monkeypatch):
     def pretend(*arguments, **options):
         calls.append((arguments, options))
         rate = calibrate.Rate(0.5, 0.4, 0.6)
-        rates = calibrate.Rates(rate, rate, {3: rate})
+        rates = calibrate.Rates(rate, rate, {3: rate}, [3])
         return calibrate.Calibration("m", "c" * 40, {"a": 2}, 0.05, 30, 9, 50, 70, rates, "record")
 
     monkeypatch.setattr(calibrate, "calibrate", pretend)
-    code, shown, _ = call("calibrate", "v1", "--rounds", "50", "--comparisons", "70", "--policy", "x.toml")
+    arguments = ("--rounds", "50", "--comparisons", "70", "--measure-percent", "2", "5", "--policy", "x.toml")
+    code, shown, _ = call("calibrate", "v1", *arguments)
     assert code == 0
-    assert re.search(r"one benchmark slower by 3 %: found +50\.00 % +40\.00 % +60\.00 %", shown)
-    options = {"rounds": 50, "comparisons": 70, "machine": None, "timeout_seconds": 900.0}
+    assert re.search(r"one benchmark slower by 3 % \(measured\): found +50\.00 % +40\.00 % +60\.00 %", shown)
+    options = {"rounds": 50, "comparisons": 70, "slowdowns_percent": [2, 5]}
+    options |= {"machine": None, "timeout_seconds": 900.0}
     assert calls == [((Path("asv.conf.json"), Path("x.toml"), "v1"), options)]
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import statistics
 import types
@@ -73,6 +74,18 @@ def test_host_time_is_the_median_over_bursts(monkeypatch):
     host = FakeHost(monkeypatch, lambda number: 4096 + max(number - 4, 0))
     timing = clock.host_timing(host.call, host.synchronize, bursts=5)
     assert timing == Timing(4098 * 2.0**-20, 4097 * 2.0**-20, 4099 * 2.0**-20)
+
+
+@pytest.mark.parametrize(("calls", "percent", "captured"), [(100, 3, 103), (300, 10, 330), (10, 1, 101), (101, 5, 210)])
+def test_a_slowdown_is_so_many_more_calls_than_are_counted(monkeypatch, calls, percent, captured):
+    def fake(call, *, calls, replays):
+        assert (call, calls, replays) == ("call", captured, 7)
+        return Timing(4e-6, 3e-6, 5e-6)
+
+    monkeypatch.setattr(clock, "device_timing", fake)
+    timing = clock.slowed_timing("call", percent, calls=calls, replays=7)
+    longer = 1 + percent / 100
+    assert dataclasses.astuple(timing) == pytest.approx((4e-6 * longer, 3e-6 * longer, 5e-6 * longer))
 
 
 def test_host_time_of_the_real_clock_is_no_less_than_the_work():

@@ -55,7 +55,8 @@ class Scripted:
     def places(self):
         return {name: (name, 0) for name in self.figures}
 
-    def measure(self, commit, number, selected, label):
+    def measure(self, commit, number, selected, label, slowdowns_percent=()):
+        assert not slowdowns_percent
         side = "base" if commit == BASE else "head"
         self.measured.append((number, side, sorted(selected)))
         entry = Round(commit, number, "2026-01-01T00:00:00+00:00", 1.0)
@@ -397,8 +398,8 @@ def test_a_figure_of_one_commit_only_is_no_pass(scripted, side, number, found, m
 def test_a_benchmark_that_the_suite_of_one_commit_lacks_is_no_pass(scripted):
     measure = scripted.measure
 
-    def without(commit, number, selected, label):
-        return measure(commit, number, {"same": [0]} if commit == HEAD else selected, label)
+    def without(commit, number, selected, *rest, **options):
+        return measure(commit, number, {"same": [0]} if commit == HEAD else selected, *rest, **options)
 
     scripted.measure = without
     comparison = scripted.compare()
@@ -562,8 +563,8 @@ def test_a_canary_that_keeps_moving_decides_nothing(scripted):
 def test_a_gpu_that_does_not_tell_decides_nothing(scripted, monkeypatch, change, told):
     real = Scripted.measure
 
-    def measure(*arguments):
-        return dataclasses.replace(real(*arguments), facts={"gpu": "a GPU", "driver": "580"}, **change)
+    def measure(*arguments, **options):
+        return dataclasses.replace(real(*arguments, **options), facts={"gpu": "a GPU", "driver": "580"}, **change)
 
     monkeypatch.setattr(Scripted, "measure", measure)
     comparison = scripted.compare()

@@ -109,6 +109,7 @@ def test_measures_the_combinations_asked_for(suite):
         "skipped": {},
         "errors": {},
         "code": {},
+        "slowed": {},
         "number": 1,
     }
     assert [value is None for value in values] == [False, True, True, False]

@@ -3,8 +3,9 @@
 A commit is compared with its twin, another commit of the same tree: whatever differs is noise, of the machine or of
 the build. The rounds are kept like those of any comparison. Then many comparisons are drawn from them, with
 replacement, and each is judged as `asv_bench_gpu.gate` would judge it, until the first verdict: a "fail" is a false
-alarm. Once the times of one benchmark are multiplied, it is a detection. A round is drawn as a whole, so what its
-benchmarks have in common is kept; what neighbouring rounds have in common is not.
+alarm. Once one benchmark is slower, it is a detection: where the twin was measured slower, too, by work that was really
+done (`asv_bench_gpu.clock.slowed_timing`), with those times, else with times that are multiplied. A round is drawn as a
+whole, so what its benchmarks have in common is kept; what neighbouring rounds have in common is not.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import math
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from asv_bench_gpu.project import Project, UsageError
 Array = npt.NDArray[Any]
 
 SLOWDOWNS_PERCENT = (1, 2, 3, 5, 10)
+#: Those that are measured by default: the one that a gate should not miss.
+MEASURED_PERCENT = (3,)
 _SUFFIX = ".calibration"  # not ".json": asv reads every one of these below a machine
 _BATCH = 100
 
@@ -58,11 +61,13 @@ class Rates:
         false_alarms: share of those of the same code that fail.
         passes: share of those of the same code that pass; the rest is undecided.
         detections: slowdown of one benchmark in percent -> share of comparisons that fail.
+        measured: slowdowns whose times were measured; those of the others were multiplied.
     """
 
     false_alarms: Rate
     passes: Rate
     detections: dict[int, Rate]
+    measured: list[int] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.detections:
@@ -151,6 +156,7 @@ def calibrate(
     *,
     rounds: int = 60,
     comparisons: int = 10_000,
+    slowdowns_percent: Sequence[int] = MEASURED_PERCENT,
     machine: str | None = None,
     timeout_seconds: float = 900.0,
 ) -> Calibration:
@@ -162,6 +168,7 @@ def calibrate(
         commit: the code.
         rounds: how many to measure.
         comparisons: how many to draw for each rate.
+        slowdowns_percent: of `SLOWDOWNS_PERCENT`, those to measure.
         machine, timeout_seconds: as for `asv_bench_gpu.compare.compare`.
 
     Raises:
@@ -176,8 +183,10 @@ def calibrate(
             margins, _ = rules.limits(opened)
             if not margins:
                 raise UsageError("expected a [[suite]]: only times need a calibration")
-        session = Session(opened, commit, _twin(conf, commit), margins, {}, rules.family_alpha, rules.max_rounds)
-        log_ratios = _log_ratios(session, rounds)
+        session = Session(
+            opened, commit, _twin(conf, commit), margins, {}, rules.family_alpha, rules.max_rounds, slowdowns_percent
+        )
+        log_ratios, slowed = _log_ratios(session, rounds)
         calibration = Calibration(
             machine=opened.machine,
             commit=commit,
@@ -187,7 +196,7 @@ def calibrate(
             benchmarks=len(log_ratios),
             rounds=rounds,
             comparisons=comparisons,
-            rates=draw(log_ratios, margins, comparisons, rules.family_alpha, rules.max_rounds),
+            rates=draw(log_ratios, margins, comparisons, rules.family_alpha, rules.max_rounds, slowed),
             record=str(session.record),
         )
         name = session.record.name.removesuffix(journal.PAIRS_SUFFIX) + _SUFFIX
@@ -215,11 +224,20 @@ def draw(
     comparisons: int,
     family_alpha: float,
     max_rounds: int,
+    slowed: Mapping[int, Mapping[str, Array]] | None = None,
 ) -> Rates:
-    """Draw comparisons from rounds, given by benchmark, and judge each until the first verdict."""
+    """Draw comparisons from rounds, given by benchmark, and judge each until the first verdict.
+
+    Args:
+        log_ratios: of the same code.
+        margins, family_alpha, max_rounds: as for `asv_bench_gpu.verdict.judge`.
+        comparisons: how many to draw for each rate.
+        slowed: slowdown in percent -> log ratios of all benchmarks when slower by that.
+    """
     keys = len(log_ratios)
     measured = np.column_stack([*log_ratios.values()])
     limits = np.log1p(np.array([margins[key] for key in log_ratios]) / 100)
+    slow = {percent: np.column_stack([of[key] for key in log_ratios]) for percent, of in (slowed or {}).items()}
     rng = np.random.default_rng(0)
     fails = passes = 0
     detected = dict.fromkeys(SLOWDOWNS_PERCENT, 0)
@@ -231,15 +249,21 @@ def draw(
         fails += int(failing.sum())
         passes += int(passing.sum())
         # Benchmarks take turns in being the slower one.
-        slowed = np.arange(number), slice(None), np.arange(start, start + number) % keys
+        at = np.arange(number), slice(None), np.arange(start, start + number) % keys
         for percent in detected:
-            slower = Looks.of((over[slowed] + np.log1p(percent / 100) > 0)[..., None], keys, family_alpha)
-            looks.fails[slowed], looks.passes[slowed] = slower.fails[..., 0], slower.passes[..., 0]
+            if percent in slow:
+                rounds = rng.integers(len(slow[percent]), size=(number, max_rounds))
+                above = (slow[percent][rounds] - limits)[at] > 0
+            else:
+                above = over[at] + np.log1p(percent / 100) > 0
+            slower = Looks.of(above[..., None], keys, family_alpha)
+            looks.fails[at], looks.passes[at] = slower.fails[..., 0], slower.passes[..., 0]
             detected[percent] += int(looks.family().first()[0].sum())
     return Rates(
         Rate.of(fails, comparisons),
         Rate.of(passes, comparisons),
         {percent: Rate.of(hits, comparisons) for percent, hits in detected.items()},
+        sorted(slow),
     )
 
 
@@ -257,19 +281,30 @@ def upper_bound(hits: int, trials: int) -> float:
     return high
 
 
-def _log_ratios(session: Session, rounds: int) -> dict[str, Array]:
-    """By benchmark that can be measured here, log(head / base) of rounds 1 and later; round 0 is the warm-up."""
+def _log_ratios(session: Session, rounds: int) -> tuple[dict[str, Array], dict[int, dict[str, Array]]]:
+    """By benchmark that can be measured here, log(head / base) of rounds 1 and later; round 0 is the warm-up.
+
+    Also those of each slowdown, from the rounds in which it was measured for all of them.
+    """
     found = []
     for pair in session.pairs(rounds):
         for what, message in session.problems(pair).items():
             raise UsageError(f"no calibration, {what}: {message.strip()}")
         if pair.base.round:
-            found.append((Found.of(pair.base).values, Found.of(pair.head).values))
+            found.append((Found.of(pair.base), Found.of(pair.head)))
         project.say(f"round {pair.base.round}/{rounds}, {pair.base.seconds + pair.head.seconds:.1f} s")
     if session.comparison.unsettled:
         raise UsageError(f"no calibration, the machine did not settle: {session.comparison.unsettled}")
     keys = [key for key in session.margins if key not in session.comparison.skipped]
-    return {key: np.log([head[key] / base[key] for base, head in found]) for key in keys}
+    same = {key: np.log([head.values[key] / base.values[key] for base, head in found]) for key in keys}
+    slowed = {}
+    for percent in session.slowdowns_percent:
+        whole = [(base, head) for base, head in found if all(percent in head.slowed.get(key, {}) for key in keys)]
+        if whole:
+            slowed[percent] = {
+                key: np.log([head.slowed[key][percent] / base.values[key] for base, head in whole]) for key in keys
+            }
+    return same, slowed
 
 
 def _twin(conf: Any, commit: str) -> str:

@@ -99,6 +99,15 @@ def _parser() -> argparse.ArgumentParser:
     calibration.add_argument(
         "--comparisons", type=_positive, default=10_000, metavar="N", help="to draw for each rate (%(default)s)"
     )
+    calibration.add_argument(
+        "--measure-percent",
+        nargs="*",
+        type=int,
+        choices=calibrate.SLOWDOWNS_PERCENT,
+        default=calibrate.MEASURED_PERCENT,
+        metavar="P",
+        help="slowdowns that are measured, not computed: of 1, 2, 3, 5, 10 (3)",
+    )
     _add_policy(calibration)
     _add_measuring(calibration)
     calibration.set_defaults(command=_calibrate)
@@ -245,6 +254,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
         arguments.commit,
         rounds=arguments.rounds,
         comparisons=arguments.comparisons,
+        slowdowns_percent=arguments.measure_percent,
         machine=arguments.machine,
         timeout_seconds=arguments.timeout_seconds,
     )

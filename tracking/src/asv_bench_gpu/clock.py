@@ -57,6 +57,22 @@ def device_timing(call: Callable[[], object], *, calls: int | None = None, repla
         return Timing.of([seconds / calls for seconds in _replay(graph, replays)])
 
 
+def slowed_timing(call: Callable[[], object], percent: int, *, calls: int, replays: int = REPLAYS) -> Timing:
+    """As `device_timing`, were each call slower by ``percent``: the graph holds so many more calls than are counted.
+
+    Args:
+        call, replays: as for `device_timing`.
+        percent: whole percents.
+        calls: how many to count, rounded up to hundreds. Starting a longer graph counts less, so the slowdown is a
+            little less than it says where hundreds are many more.
+    """
+    counted = 100 * math.ceil(calls / 100)
+    captured = counted // 100 * (100 + percent)
+    timing = device_timing(call, calls=captured, replays=replays)
+    longer = captured / counted
+    return Timing(timing.median * longer, timing.low * longer, timing.high * longer)
+
+
 def calls_per_graph(call: Callable[[], object]) -> int:
     """How many calls make a graph that runs for `GRAPH_SECONDS`, from 10 to 300."""
     with side_stream() as stream:

@@ -18,7 +18,7 @@ import math
 import random
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -191,7 +191,10 @@ def measure(
 
 
 class Session:
-    """The state of one comparison; arguments are as for `measure`."""
+    """The state of one comparison; arguments are as for `measure`.
+
+    With ``slowdowns_percent``, head's times are measured with each of these slowdowns, too.
+    """
 
     def __init__(
         self,
@@ -202,8 +205,10 @@ class Session:
         limits: Mapping[str, float],
         family_alpha: float,
         max_rounds: int,
+        slowdowns_percent: Sequence[int] = (),
     ):
         self.project = opened
+        self.slowdowns_percent = slowdowns_percent
         self.places = opened.places()
         self.margins = margins
         self.limits = limits
@@ -290,7 +295,8 @@ class Session:
         for side in SIDES if base_first else SIDES[::-1]:
             commit = getattr(self.comparison, side)
             label = f"round {number}, {side} {commit[:8]}"
-            rounds[side] = self.project.measure(commit, number, selected, label)
+            slowdowns = self.slowdowns_percent if side == "head" and number else ()
+            rounds[side] = self.project.measure(commit, number, selected, label, slowdowns_percent=slowdowns)
         pair = Pair(**rounds)
         journal.append(self.record, pair)
         return pair
@@ -426,6 +432,7 @@ class Found:
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
     errors: dict[str, str] = dataclasses.field(default_factory=dict)
     code: dict[str, str] = dataclasses.field(default_factory=dict)
+    slowed: dict[str, dict[int, float]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, entry: Round) -> Found:
@@ -440,6 +447,7 @@ class Found:
                 found.skipped.update((keys[index], reason) for index in indices)
             found.errors.update((keys[int(index)], message) for index, message in figures.errors.items())
             found.code.update((keys[int(index)], code) for index, code in figures.code.items())
+            found.slowed.update((keys[int(index)], slowed) for index, slowed in figures.slowed.items())
         return found
 
     def why_missing(self, key: str) -> str:

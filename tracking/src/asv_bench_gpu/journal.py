@@ -38,6 +38,7 @@ class Figures:
         errors: index in ``values`` (as a string) -> the end of what the benchmark printed when it failed.
         number: repetitions inside each sample, None for benchmarks without samples (``track_*``).
         code: index in ``values`` (as a string) -> fingerprint of the code that was timed, where it is known.
+        slowed: likewise -> slowdown in percent -> seconds, of what was made slower on purpose.
     """
 
     version: str
@@ -47,6 +48,7 @@ class Figures:
     errors: dict[str, str] = dataclasses.field(default_factory=dict)
     number: int | None = None
     code: dict[str, str] = dataclasses.field(default_factory=dict)
+    slowed: dict[str, dict[int, float]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         combinations = math.prod(map(len, self.params))

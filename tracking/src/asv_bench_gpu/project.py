@@ -76,7 +76,13 @@ class Project:
         }
 
     def measure(
-        self, commit: str, number: int, selected: dict[str, list[int]], label: str, left: float | None = None
+        self,
+        commit: str,
+        number: int,
+        selected: dict[str, list[int]],
+        label: str,
+        left: float | None = None,
+        slowdowns_percent: Sequence[int] = (),
     ) -> Round:
         """Build, verify and measure one round of a commit; whatever goes wrong is an entry too.
 
@@ -86,13 +92,15 @@ class Project:
             selected: benchmark -> indices of parameter combinations.
             label: for the line of progress.
             left: seconds until everything asked for is measured, if anybody knows.
+            slowdowns_percent: as for `asv_bench_gpu.worker.measure`.
         """
+        request = {"selected": selected, "slowdowns_percent": list(slowdowns_percent)}
         entry = Round(commit, number, datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), 0.0)
         started = time.monotonic()
-        outcome = self._outcome(commit, selected, label, left)
+        outcome = self._outcome(commit, request, label, left)
         return dataclasses.replace(entry, seconds=round(time.monotonic() - started, 3), **vars(outcome))
 
-    def _outcome(self, commit: str, selected: dict[str, list[int]], label: str, left: float | None) -> Outcome:
+    def _outcome(self, commit: str, request: dict[str, Any], label: str, left: float | None) -> Outcome:
         try:
             self.environment.install_project(self.conf, self.repo, commit)
         except util.ProcessError as error:
@@ -100,7 +108,7 @@ class Project:
         except util.UserError as error:
             return Outcome(failed="build", message=str(error))
         try:
-            outcome = self._work(selected, label, left)
+            outcome = self._work(request, label, left)
         except subprocess.TimeoutExpired:
             return Outcome(failed="timeout", message=f"no result within {self.timeout_seconds:g} s")
         except subprocess.CalledProcessError as error:
@@ -112,7 +120,7 @@ class Project:
             return Outcome(facts=outcome.facts, failed="device", message=message)
         return outcome
 
-    def _work(self, selected: dict[str, list[int]], label: str, left: float | None) -> Outcome:
+    def _work(self, asked: dict[str, Any], label: str, left: float | None) -> Outcome:
         """Run the worker.
 
         Raises:
@@ -121,9 +129,7 @@ class Project:
         with tempfile.TemporaryDirectory(prefix="asv-gpu-") as folder:
             request, outcome, log = (Path(folder, name) for name in ("request.json", "outcome.json", "log"))
             benchmark_dir = os.path.abspath(self.conf.benchmark_dir)
-            request.write_text(
-                json.dumps({"benchmark_dir": benchmark_dir, "selected": selected, "outcome": str(outcome)})
-            )
+            request.write_text(json.dumps({"benchmark_dir": benchmark_dir, **asked, "outcome": str(outcome)}))
             read_end, write_end = os.pipe()
             command = [
                 self.environment.find_executable("python"),

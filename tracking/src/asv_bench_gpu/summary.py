@@ -67,7 +67,8 @@ def rates(calibration: Calibration) -> str:
     """A calibration, for a terminal."""
     found = {"same code: false alarm": calibration.rates.false_alarms, "same code: pass": calibration.rates.passes}
     for percent, rate in calibration.rates.detections.items():
-        found[f"one benchmark slower by {percent} %: found"] = rate
+        how = "measured" if percent in calibration.rates.measured else "multiplied"
+        found[f"one benchmark slower by {percent} % ({how}): found"] = rate
     shares = {name: (rate.share, rate.low, rate.high) for name, rate in found.items()}
     table = tabulate(
         [(name, *(f"{100 * share:.2f} %" for share in of)) for name, of in shares.items()],

@@ -18,11 +18,12 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from asv_bench_gpu import device
-from asv_bench_gpu.benchmarks.timing import Timing
+from asv_bench_gpu.benchmarks.timing import GpuTimeBenchmark, Timing
 from asv_bench_gpu.journal import Figures, Outcome
 from asv_bench_gpu.verification import Unavailable, VerificationError, Verified
 from asv_bench_gpu.watch import watching
@@ -32,13 +33,19 @@ _MESSAGE_CHARACTERS = 4000
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def measure(benchmark_dir: str, selected: dict[str, list[int]], report: Any = lambda done, of, what: None) -> Outcome:
+def measure(
+    benchmark_dir: str,
+    selected: dict[str, list[int]],
+    report: Any = lambda done, of, what: None,
+    slowdowns_percent: Sequence[int] = (),
+) -> Outcome:
     """Run benchmarks of the suite in this process.
 
     Args:
         benchmark_dir: the suite's package.
         selected: benchmark name -> indices of its parameter combinations.
         report: called before each figure with the number done, the total, and a description.
+        slowdowns_percent: by how much slower, each, what is timed on the device is timed once more.
 
     Returns:
         Outcome: with ``failed`` set and no figures at all if a verification failed or could not run, or the GPU stopped
@@ -48,6 +55,7 @@ def measure(benchmark_dir: str, selected: dict[str, list[int]], report: Any = la
     from asv_runner.discovery import disc_benchmarks
 
     update_sys_path(benchmark_dir)
+    GpuTimeBenchmark.slowdowns_percent = slowdowns_percent
     benchmarks = [benchmark for benchmark in disc_benchmarks(benchmark_dir) if benchmark.name in selected]
     facts = device.facts()
     on_gpu = "gpu" in facts
@@ -157,6 +165,8 @@ def _measure_one(benchmark: Any, index: int, figures: Figures) -> None:
             figures.values[index] = int(value) if isinstance(value, numbers.Integral) else float(value)
             if code := getattr(benchmark, "fingerprint", None):
                 figures.code[str(index)] = code
+            if slowed := getattr(benchmark, "slowed", None):
+                figures.slowed[str(index)] = slowed
         else:
             figures.errors[str(index)] = f"expected a finite number, got {value!r}"
 
@@ -178,7 +188,7 @@ def main() -> None:
                 last = time.monotonic()
                 print(json.dumps([done, of, what]), file=progress, flush=True)
 
-        outcome = measure(request["benchmark_dir"], request["selected"], report)
+        outcome = measure(request["benchmark_dir"], request["selected"], report, request.get("slowdowns_percent", ()))
     Path(request["outcome"]).write_text(json.dumps(dataclasses.asdict(outcome), allow_nan=False))
 
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 import functools
 import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from asv_runner.benchmarks._base import Benchmark, _get_first_attr
@@ -79,21 +79,29 @@ class GpuTimeBenchmark(Timing):
     """Device time of ``gputime_*``; see `asv_bench_gpu.clock.device_timing`.
 
     Attributes:
-        fingerprint: of the code that was timed last; see `asv_bench_gpu.fingerprint.of`.
+        slowdowns_percent: by how much slower, each, the body is timed once more; for who wants to know what is found.
+        slowed: slowdown -> seconds of the body that was timed last.
+        fingerprint: of its code; see `asv_bench_gpu.fingerprint.of`.
     """
 
     name_regex = re.compile("^gputime_.+$")
+    slowdowns_percent: Sequence[int] = ()
 
     def __init__(self, name: str, func: Callable[..., Any], attr_sources: list[Any]):
         super().__init__(name, func, attr_sources)
         self.type = "gputime"
         self._calls: int | None = None
         self.fingerprint: str | None = None
+        self.slowed: dict[int, float] = {}
 
     def run(self, *arguments: Any) -> dict[str, Any]:
         """As for both types; the graphs of all allocations have the same number of calls."""
         self._calls = None
-        return super().run(*arguments)
+        slowed: dict[int, list[float]] = {percent: [] for percent in self.slowdowns_percent}
+        self._slowed = slowed
+        result = super().run(*arguments)
+        self.slowed = {percent: statistics.median(seconds) for percent, seconds in slowed.items()}
+        return result
 
     def time(self, call: Callable[[], object]) -> float:
         """Device seconds per call."""
@@ -101,6 +109,8 @@ class GpuTimeBenchmark(Timing):
             self._calls = clock.calls_per_graph(call)
             self.fingerprint = fingerprint.of(call)
         replays = max(clock.REPLAYS // self.allocations(), 7)
+        for percent, seconds in self._slowed.items():
+            seconds.append(clock.slowed_timing(call, percent, calls=self._calls, replays=replays).median)
         return clock.device_timing(call, calls=self._calls, replays=replays).median
 
 
