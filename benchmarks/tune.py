@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-EXPERTS = [8, 64, 128, 256, 512, 1024]
+EXPERTS = [8, 64, 128, 256, 384, 512, 896, 1024]
 SLOTS = [8, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 24576, 32768, 49152, 65536, 131072, 262144]
 TABLES = ["deterministic", "atomic", "blocks", "offsets"]
 _BLOCK_SIZE = 64

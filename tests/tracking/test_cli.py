@@ -6,8 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import asv_bench_gpu
 import pytest
-from asv_bench_gpu import calibrate, cli, compare, project, report, runner, summary
+from asv_bench_gpu import calibrate, cli, compare, project, report, runner, start, summary
 from asv_bench_gpu.report.findings import Findings
 
 from tests.tracking.tiny_project import MACHINE
@@ -338,3 +339,12 @@ def test_a_real_run_that_fails(measured):
         "asv_bench_gpu.verification.VerificationError: the answer: it is wrong",
     ]
     assert "no figures" in done.stderr
+
+
+def test_a_package_that_is_missing_does_not_end_with_the_code_for_slower(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "asv_bench_gpu.cli", None)
+    monkeypatch.delattr(asv_bench_gpu, "cli")
+    with pytest.raises(SystemExit) as ended:
+        start.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("asv-gpu: ")

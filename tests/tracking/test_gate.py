@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 from asv_bench_gpu import calibrate, cli, compare, gate, project, summary
+from asv_bench_gpu.policy import Policy
 
 from tests.tracking.policies import BASELINE, QUANTITY, SMALL, SUITE, TODAY, TOMORROW, YESTERDAY, waiver
 from tests.tracking.tiny_project import MACHINE, SAME, TRACK, VALUE
@@ -206,6 +207,8 @@ NONE = "none of this policy on this machine"
         pytest.param([calibration(margins={SAME: 3, VALUE: 5})], NONE, id="another-margin"),
         pytest.param([calibration(max_rounds=7)], NONE, id="other-rounds"),
         pytest.param([calibration(family_alpha=0.2)], NONE, id="another-alpha"),
+        pytest.param([calibration(environment="of another torch")], NONE, id="another-environment"),
+        pytest.param([calibration(versions={"suite.Clocked.gputime_work": "2"})], NONE, id="another-version"),
         pytest.param(
             [calibration(rates=calibrate.Rates(OFTEN, OFTEN, {10: OFTEN}))],
             "false alarms at most 60.00 %, which is MORE than the 25 % of the policy; "
@@ -217,9 +220,14 @@ NONE = "none of this policy on this machine"
 def test_says_what_is_known_of_its_rates_of_error(clocked, written, asked, calibrations, told):
     folder = clocked.results / MACHINE / "comparisons"
     folder.mkdir(parents=True)
-    for number, one in enumerate(calibrations):
-        (folder / f"{number}.calibration").write_text(json.dumps(dataclasses.asdict(one)))
     policy = written(BASELINE, SMALL, SUITE, waiver())
+    with project.locked(clocked.config) as conf:
+        opened = project.prepare(conf, bench=None, machine=MACHINE, timeout_seconds=60)
+        margins, _ = Policy.read(policy).limits(opened)
+        here = {"environment": opened.environment.name, "versions": calibrate._versions(opened, margins)}
+    for number, one in enumerate(calibrations):
+        of_here = {name: getattr(one, name) or value for name, value in here.items()}
+        (folder / f"{number}.calibration").write_text(json.dumps(dataclasses.asdict(one) | of_here))
     comparison = gate.gate(clocked.config, policy, "second", machine=MACHINE)
     assert comparison.calibration == told
     assert summary.text(comparison).splitlines()[-1] == f"calibration: {told}"

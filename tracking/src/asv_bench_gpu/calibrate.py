@@ -86,6 +86,8 @@ class Calibration:
         comparisons: how many were drawn, for each rate.
         rates: what became of them.
         record: where the rounds are kept; the calibration lies beside them.
+        environment: asv's name for Python and the packages that were used.
+        versions: of the benchmarks.
     """
 
     machine: str
@@ -98,6 +100,8 @@ class Calibration:
     comparisons: int
     rates: Rates
     record: str
+    environment: str = ""
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Calibration:
@@ -198,6 +202,8 @@ def calibrate(
             comparisons=comparisons,
             rates=draw(log_ratios, margins, comparisons, rules.family_alpha, rules.max_rounds, slowed),
             record=str(session.record),
+            environment=opened.environment.name,
+            versions=_versions(opened, margins),
         )
         name = session.record.name.removesuffix(journal.PAIRS_SUFFIX) + _SUFFIX
         with journal.replacing(session.record.with_name(name)) as temporary:
@@ -212,10 +218,19 @@ def known(opened: Project, rules: Policy) -> Calibration | None:
         UsageError: a file is damaged.
     """
     folder = Path(opened.conf.results_dir, opened.machine, "comparisons")
-    gate = rules.limits(opened)[0], rules.family_alpha, rules.max_rounds
+    margins, _ = rules.limits(opened)
+    gate = margins, rules.family_alpha, rules.max_rounds, opened.environment.name, _versions(opened, margins)
     found = map(Calibration.read, sorted(folder.glob(f"*{_SUFFIX}")))
-    of_gate = [one for one in found if (one.margins, one.family_alpha, one.max_rounds) == gate]
+    of_gate = [
+        one for one in found if (one.margins, one.family_alpha, one.max_rounds, one.environment, one.versions) == gate
+    ]
     return max(of_gate, key=lambda calibration: calibration.rounds, default=None)
+
+
+def _versions(opened: Project, margins: Mapping[str, float]) -> dict[str, str]:
+    """Of the benchmarks to which ``margins`` apply."""
+    places = opened.places()
+    return {name: opened.benchmarks[name]["version"] for name in sorted({places[key][0] for key in margins})}
 
 
 def draw(
