@@ -115,6 +115,7 @@ def test_append_keeps_every_complete_line_untouched(path, three):
         pytest.param(lambda line: line.replace(b'"errors": {"0"', b'"errors": {"-1"'), id="index-too-small"),
         pytest.param(lambda line: line.replace(b'"errors": {"0"', b'"errors": {"x"'), id="no-index"),
         pytest.param(lambda line: line.replace(b'"code": {"0"', b'"code": {"2"'), id="index-of-code-too-large"),
+        pytest.param(lambda line: line.replace(b'"slowed": {}', b'"slowed": {"2": {}}'), id="index-slowed-too-large"),
         pytest.param(lambda line: line.replace(b"[1e-06, null]", b"[1e999, null]"), id="infinite"),
         pytest.param(lambda line: line.replace(b"[1e-06, null]", b"[NaN, null]"), id="nan"),
         pytest.param(lambda line: line.replace(b"[1e-06, null]", b"[true, null]"), id="a-truth"),
@@ -154,7 +155,7 @@ def test_reads_the_rounds_of_those_who_only_looked_before_and_after(path):
     for state in ("device_before", "device_after"):
         del written[state]["other_processes"]
     for figures in written["figures"].values():
-        del figures["code"]
+        del figures["code"], figures["slowed"]
     path.parent.mkdir()
     path.write_text(json.dumps(written) + "\n")
     (entry,) = journal.read(path)

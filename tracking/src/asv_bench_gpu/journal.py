@@ -54,8 +54,9 @@ class Figures:
         combinations = math.prod(map(len, self.params))
         if len(self.values) != combinations:
             raise ValueError(f"expected {combinations} figures, got {self.values!r}")
-        if not self.skipped_indices | set(map(int, [*self.errors, *self.code])) <= set(range(combinations)):
-            found = f"{self.skipped!r}, {self.errors!r} and {self.code!r}"
+        named = map(int, [*self.errors, *self.code, *self.slowed])
+        if not self.skipped_indices | set(named) <= set(range(combinations)):
+            found = f"{self.skipped!r}, {self.errors!r}, {self.code!r} and {self.slowed!r}"
             raise ValueError(f"expected indices of {combinations} figures, got {found}")
 
     @property
