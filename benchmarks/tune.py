@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 EXPERTS = [8, 64, 128, 256, 384, 512, 896, 1024]
 SLOTS = [8, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 24576, 32768, 49152, 65536, 131072, 262144]
 TABLES = ["deterministic", "atomic", "blocks", "offsets"]
+_FLAT = ("blocks", "offsets")
 _BLOCK_SIZE = 64
 #: A table entry changes only for a gain above the noise of one short measurement.
 _GAIN = 0.01
@@ -66,7 +67,7 @@ def configurations(table: str, num_slots: int, num_experts: int) -> list[dict[st
             if 1 <= num_slots / (warps * 128) <= 16 and num_experts // experts >= 64
         ]
     # In a flat layout these count all slots in every program, so tiles pay earlier, and soon nothing else does.
-    flat = table in ("blocks", "offsets")
+    flat = table in _FLAT
     if flat and (num_slots > 8192 or (table == "blocks" and num_slots * num_experts > 2**21)):
         found = []
     least_slots, least_tiles = (512, 8) if flat else (2048, 64)
@@ -140,7 +141,7 @@ def untuned(table: str, num_slots: int, num_experts: int) -> dict[str, Any]:
     from moe_align.strategy import Layout, default_run_config
 
     implementation = "atomic" if table == "atomic" else "deterministic"
-    layout: Layout = table if table in ("blocks", "offsets") else "rows"  # type: ignore[assignment]
+    layout: Layout = table if table in _FLAT else "rows"  # type: ignore[assignment]
     return default_run_config(implementation, num_slots, num_experts, layout=layout)
 
 

@@ -217,13 +217,20 @@ def _alarm_table(setting: Setting, noises: list[str]) -> Iterator[str]:
             found[noise, commits] = _timed(f"{noise}, {commits} commits", false_alarms, setting, noise, commits)
     lengths = ", ".join(map(str, LENGTHS))
     yield f"\nNo step: series with a change in %, of {lengths} commits (0: at most {_zero(setting):.2f})\n"
-    yield f"| detector | {' | '.join(noises)} |\n|---|{'---|' * len(noises)}"
+    yield from _rows(
+        setting,
+        noises,
+        lambda name, noise: ", ".join(
+            f"{100 * found[noise, commits][name] / setting.series:.3g}" for commits in LENGTHS
+        ),
+    )
+
+
+def _rows(setting: Setting, columns: list[str], cell: Callable[[str, str], str]) -> Iterator[str]:
+    """A table in Markdown, a row for each detector; ``cell`` is given a detector and a column."""
+    yield f"| detector | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}"
     for name in detectors(setting):
-        cells = (
-            ", ".join(f"{100 * found[noise, commits][name] / setting.series:.3g}" for commits in LENGTHS)
-            for noise in noises
-        )
-        yield f"| {name} | {' | '.join(cells)} |"
+        yield f"| {name} | {' | '.join(cell(name, column) for column in columns)} |"
 
 
 def _zero(setting: Setting) -> float:
@@ -232,23 +239,25 @@ def _zero(setting: Setting) -> float:
 
 
 def _detection_table(setting: Setting) -> Iterator[str]:
-    steps = [sign * step for sign in (1, -1) for step in STEPS_PERCENT]
+    steps = {f"{sign * step:+d} %": sign * step for sign in (1, -1) for step in STEPS_PERCENT}
     found = {}
-    for step in steps:
+    for label, step in steps.items():
         for further in FURTHER:
-            found[step, further] = _timed(f"{step} %, {further} further", detections, setting, step, further)
+            found[label, further] = _timed(f"{step} %, {further} further", detections, setting, step, further)
     ages = ", ".join(map(str, FURTHER))
     yield f"\nOne step after {setting.before} commits: series in which it is found in %, after {ages} further commits\n"
-    yield f"| detector | {' | '.join(f'{step:+d} %' for step in steps)} |\n|---|{'---|' * len(steps)}"
-    for name in detectors(setting):
-        cells = (", ".join(f"{100 * found[step, further][name].found:.0f}" for further in FURTHER) for step in steps)
-        yield f"| {name} | {' | '.join(cells)} |"
+    yield from _rows(
+        setting,
+        [*steps],
+        lambda name, step: ", ".join(f"{100 * found[step, further][name].found:.0f}" for further in FURTHER),
+    )
     yield f"\nAfter {FURTHER[-1]} further commits: found at a neighbouring commit, and changes besides the step, in %\n"
-    yield f"| detector | {' | '.join(f'{step:+d} %' for step in steps)} |\n|---|{'---|' * len(steps)}"
-    for name in detectors(setting):
-        outcomes = (found[step, FURTHER[-1]][name] for step in steps)
-        cells = (f"{100 * outcome.elsewhere:.0f}, {100 * outcome.further:.0f}" for outcome in outcomes)
-        yield f"| {name} | {' | '.join(cells)} |"
+
+    def besides(name: str, step: str) -> str:
+        outcome = found[step, FURTHER[-1]][name]
+        return f"{100 * outcome.elsewhere:.0f}, {100 * outcome.further:.0f}"
+
+    yield from _rows(setting, [*steps], besides)
 
 
 def _timed(label: str, simulate, *arguments):

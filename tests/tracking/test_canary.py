@@ -60,4 +60,4 @@ class TestOnGpu:
         bird.seconds()
         clock_mhz = canary._CYCLES / bird.seconds()["clock"] * 1e-6
         # The launch, a microsecond, is in it too.
-        assert 0.95 < clock_mhz / device.state().sm_clock_mhz < 1.02
+        assert 0.95 < clock_mhz / device.probe()().sm_clock_mhz < 1.02

@@ -44,23 +44,23 @@ def test_facts_without_torch(monkeypatch):
 
 
 def test_facts_with_the_real_torch_and_its_gpus_hidden():
-    script = "import json; from asv_bench_gpu import device; print(sorted(device.facts()), device.state())"
+    script = "import json; from asv_bench_gpu import device; print(sorted(device.facts()), device.probe()())"
     shown = processes.output("-c", script, CUDA_VISIBLE_DEVICES="")
     assert shown == "['python', 'torch', 'triton'] None\n"
 
 
 def test_no_state_without_nvml(without_gpu):
-    assert device.state() is None
+    assert device.probe()() is None
 
 
 def test_no_state_where_torch_sees_no_gpu(monkeypatch):
     monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
     monkeypatch.setitem(sys.modules, "torch", WITHOUT_GPU)
-    assert device.state() is None
+    assert device.probe()() is None
 
 
 class FakeNvml:
-    """As much of NVML as `state` asks, of one GPU with given reasons for its clocks."""
+    """As much of NVML as `probe` asks, of one GPU with given reasons for its clocks."""
 
     def __init__(self, monkeypatch, reasons, processes=1):
         monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
@@ -95,7 +95,7 @@ class FakeNvml:
 )
 def test_state_names_what_holds_the_clocks_down(monkeypatch, reasons, names):
     FakeNvml(monkeypatch, reasons)
-    assert device.state() == State(1980, 3201, 41, 123.456, names, 0)
+    assert device.probe()() == State(1980, 3201, 41, 123.456, names, 0)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_state_names_what_holds_the_clocks_down(monkeypatch, reasons, names):
 )
 def test_state_counts_other_processes(monkeypatch, processes, others):
     FakeNvml(monkeypatch, 0, processes)
-    assert device.state().other_processes == others
+    assert device.probe()().other_processes == others
 
 
 def test_a_probe_asks_again_and_is_told_nothing_of_a_gpu_that_is_lost(monkeypatch):
@@ -167,7 +167,7 @@ class TestOnGpu:
         assert facts["driver"].split(".")[0].isdecimal()
 
     def test_state(self):
-        state = device.state()
+        state = device.probe()()
         assert 100 <= state.sm_clock_mhz <= 5000
         assert 100 <= state.memory_clock_mhz <= 20000
         assert 10 <= state.temperature_c <= 110

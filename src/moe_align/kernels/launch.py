@@ -151,6 +151,8 @@ class Launcher:
         self._plan = plan
         self._device = call.device
         self._steps = [self._step(call, plan, launch) for launch in plan.launches]
+        # Whoever launches what is compiled names all three axes of a grid.
+        self._grids = [(*launch.grid, 1, 1)[:3] for launch in plan.launches]
         self._compiled: list[Any] | None = None
 
     @staticmethod
@@ -174,8 +176,7 @@ class Launcher:
         aligned = not sum(tensor.data_ptr() % _ALIGNMENT for tensor in (*tensors, *flat) if tensor is not None)
         if aligned and self._compiled and not _hooked():
             stream = triton.runtime.driver.active.get_current_stream(self._device.index)
-            for kernel, (launch, constants, pick) in zip(self._compiled, self._steps, strict=True):
-                grid = (*launch.grid, 1, 1)[:3]
+            for kernel, grid, (_, constants, pick) in zip(self._compiled, self._grids, self._steps, strict=True):
                 kernel.run(*grid, stream, kernel.function, kernel.packed_metadata, *_NO_HOOKS, *pick(bound + constants))
             return
         kernels = [

@@ -9,6 +9,7 @@ import math
 import sys
 import traceback
 from pathlib import Path
+from types import ModuleType
 
 from asv_bench_gpu import calibrate, changes, compare, gate, project, report, runner, summary, verdict
 
@@ -45,19 +46,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     comparison.add_argument("base", metavar="BASE", help="commit to compare with")
     comparison.add_argument("head", metavar="HEAD", help="commit in question; BASE again shows what noise alone does")
-    comparison.add_argument(
-        "--margin-percent",
-        type=float,
-        default=compare.MARGIN_PERCENT,
-        metavar="P",
-        help="how much slower HEAD may be (%(default)s)",
-    )
-    comparison.add_argument(
-        "--family-alpha",
-        type=float,
-        default=compare.FAMILY_ALPHA,
-        metavar="A",
-        help="greatest probability of a wrong verdict, over all benchmarks and looks (%(default)s)",
+    _add_limits(
+        comparison,
+        compare,
+        margin="how much slower HEAD may be",
+        alpha="greatest probability of a wrong verdict, over all benchmarks and looks",
     )
     comparison.add_argument(
         "--max-rounds",
@@ -120,19 +113,11 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: asv-gpu changes --bench 'order.*DeepSeek'",
     )
     history.add_argument("--bench", metavar="REGEX", help="only benchmarks that match, e.g. 'order.*DeepSeek'")
-    history.add_argument(
-        "--margin-percent",
-        type=float,
-        default=changes.MARGIN_PERCENT,
-        metavar="P",
-        help="smaller changes are not looked for (%(default)s)",
-    )
-    history.add_argument(
-        "--family-alpha",
-        type=float,
-        default=changes.FAMILY_ALPHA,
-        metavar="A",
-        help="greatest probability that anything is listed of a history without such changes (%(default)s)",
+    _add_limits(
+        history,
+        changes,
+        margin="smaller changes are not looked for",
+        alpha="greatest probability that anything is listed of a history without such changes",
     )
     _add_known(history)
     history.add_argument("--json", action="store_true", help="print the outcome as JSON")
@@ -150,6 +135,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_known(pages)
     pages.set_defaults(command=_report)
     return parser
+
+
+def _add_limits(parser: argparse.ArgumentParser, of: ModuleType, *, margin: str, alpha: str) -> None:
+    """Which differences count, and how sure to be of them; the defaults are the module's."""
+    parser.add_argument(
+        "--margin-percent", type=float, default=of.MARGIN_PERCENT, metavar="P", help=f"{margin} (%(default)s)"
+    )
+    parser.add_argument(
+        "--family-alpha", type=float, default=of.FAMILY_ALPHA, metavar="A", help=f"{alpha} (%(default)s)"
+    )
 
 
 def _add_policy(parser: argparse.ArgumentParser) -> None:

@@ -106,13 +106,11 @@ def _serves_others() -> bool:
         return False
 
 
-def state() -> State | None:
-    """State of the current CUDA device, None where NVML does not tell (no GPU, another vendor's, an old driver)."""
-    return probe()()
-
-
 def probe() -> Callable[[], State | None]:
-    """What gives the `state` of the current CUDA device again and again, at little cost, in any thread."""
+    """What gives the state of the current CUDA device again and again, at little cost, in any thread.
+
+    None where NVML does not tell (no GPU, another vendor's, an old driver).
+    """
     nvml = _nvml()
     if not nvml or not is_present():
         return lambda: None

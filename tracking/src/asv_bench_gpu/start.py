@@ -10,10 +10,6 @@ def main() -> None:
     try:
         from asv_bench_gpu import cli
     except ImportError as error:
-        sys.exit(_refused(error))
+        print(f"asv-gpu: {error}; is this the Python that `make setup` made?", file=sys.stderr)
+        sys.exit(2)
     cli.main()
-
-
-def _refused(error: ImportError) -> int:
-    print(f"asv-gpu: {error}; is this the Python that `make setup` made?", file=sys.stderr)
-    return 2

@@ -93,14 +93,14 @@ class GpuTimeBenchmark(Timing):
         self._calls: int | None = None
         self.fingerprint: str | None = None
         self.slowed: dict[int, float] = {}
+        self._slowed: dict[int, list[float]] = {}  # of each allocation
 
     def run(self, *arguments: Any) -> dict[str, Any]:
         """As for both types; the graphs of all allocations have the same number of calls."""
         self._calls = None
-        slowed: dict[int, list[float]] = {percent: [] for percent in self.slowdowns_percent}
-        self._slowed = slowed
+        self._slowed = {percent: [] for percent in self.slowdowns_percent}
         result = super().run(*arguments)
-        self.slowed = {percent: statistics.median(seconds) for percent, seconds in slowed.items()}
+        self.slowed = {percent: statistics.median(seconds) for percent, seconds in self._slowed.items()}
         return result
 
     def time(self, call: Callable[[], object]) -> float:
