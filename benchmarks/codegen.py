@@ -16,6 +16,7 @@ KERNELS = {
     "sum_tiles_kernel": "tiles: sum",
     "place_tiles_kernel": "tiles: place",
     "align_rows_collect_kernel": "collect",
+    "count_experts_kernel": "blocks: count",
 }
 TARGETS = ["sm_80", "sm_90", "sm_100", "gfx942"]
 
@@ -29,6 +30,13 @@ def _launch_all() -> None:
     topk_ids = torch.zeros((1024, 8), dtype=torch.int32)
     num_slots, num_experts = topk_ids.numel(), 256
     out = layouts.Rows.empty(num_experts, num_slots, torch.float32, topk_ids.device)
+    if hasattr(getattr(kernels, "regions", None), "count_experts_kernel"):
+        # Before the rows, whose figures are those of a kernel that serves both.
+        blocks = layouts.Blocks.empty(num_slots, num_experts, 64, topk_ids.device)
+        labelled = {"expert_ids": blocks.expert_ids, "num_tokens_post_padded": blocks.num_tokens_post_padded}
+        regions = layouts.Regions(blocks.sorted_token_ids, None, num_experts, 64, **labelled)
+        sift = strategy.STRATEGIES["sift"]
+        sift.align_flat(topk_ids, None, regions, sift.default(num_slots, num_experts))
     # Commits before there were strategies, or before a strategy launched, have launchers beside their kernels.
     known = getattr(strategy, "STRATEGIES", None) or {"scan": "deterministic", "atomic": "atomic"}
     for name, found in known.items():

@@ -66,9 +66,9 @@ def configurations(table: str, num_slots: int, num_experts: int) -> list[dict[st
             for experts, warps in itertools.product((4, 8), (4, 8, 16))
             if 1 <= num_slots / (warps * 128) <= 16 and num_experts // experts >= 64
         ]
-    # In a flat layout these count all slots in every program, so tiles pay earlier, and soon nothing else does.
+    # In a flat layout these have all slots counted, too, so tiles pay earlier, and soon nothing else does.
     flat = table in _FLAT
-    if flat and (num_slots > 8192 or (table == "blocks" and num_slots * num_experts > 2**21)):
+    if flat and num_slots > 8192:
         found = []
     least_slots, least_tiles = (512, 8) if flat else (2048, 64)
     if num_slots >= least_slots:

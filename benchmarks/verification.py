@@ -23,8 +23,18 @@ if TYPE_CHECKING:
 _SENTINEL = -7
 _GUARD = 1024
 #: Tokens, top_k, experts: nothing, one slot, around a tile of 128, primes, experts not a power of two.
-_SIZES = [(0, 2, 5), (1, 1, 1), (3, 3, 5), (127, 1, 8), (64, 2, 7), (43, 3, 33), (64, 8, 257), (331, 8, 24)]
-_FLAT_SIZES = _SIZES[:6]
+_SIZES = [
+    (0, 2, 5),
+    (1, 1, 1),
+    (3, 3, 5),
+    (127, 1, 8),
+    (64, 2, 7),
+    (43, 3, 33),
+    (1031, 2, 3),
+    (64, 8, 257),
+    (331, 8, 24),
+]
+_FLAT_SIZES = _SIZES[:7]
 #: Counts, slots, block size: nothing, empty experts, full and partial blocks, more slots than announced.
 _SCHEDULES = [([0, 0, 0], 0, 4), ([3, 0, 8, 1, 0], 12, 4), ([0] * 37 + [130], 130, 16), ([9, 9], 5, 2)]
 #: Numbers of experts that EXPERT_BLOCK does not divide: the last program owns fewer.

@@ -54,10 +54,9 @@ class Strategy(NamedTuple):
 
 
 _ANY_VALUE = ("NUM_STAGE", "HITS")
-# In a flat layout every program of the strategies before tiles counts all slots. Without a table of its own it is
-# served as rows are, up to so many slots, and of blocks, where all experts are counted, slots * experts; then by tiles.
-_OFFSETS_SLOTS = 8192
-_BLOCKS_SLOTS, _BLOCKS_WORK = 4096, 2**19
+# In a flat layout the programs of the strategies before tiles count all slots. Without a table of its own it is served
+# as rows are, up to so many slots, and then by tiles.
+_FLAT_SLOTS = 8192
 
 
 def _default_scan(num_slots: int, num_experts: int) -> dict[str, int]:
@@ -166,10 +165,9 @@ def default_run_config(
         config = _measured_nearby(tables[implementation], num_slots, num_experts)
     else:
         config = rule_of_thumb(implementation, num_slots, num_experts)
-    if layout == "rows" or config["strategy"] == "tiles":
+    if layout == "rows" or config["strategy"] == "tiles" or num_slots <= _FLAT_SLOTS:
         return config
-    most = _OFFSETS_SLOTS if layout == "offsets" else min(_BLOCKS_SLOTS, _BLOCKS_WORK // num_experts)
-    return config if num_slots <= most else {"strategy": "tiles", **_default_tiles(num_slots, num_experts)}
+    return {"strategy": "tiles", **_default_tiles(num_slots, num_experts)}
 
 
 def _measured_nearby(tuned: dict[tuple[int, int], RunConfig], num_slots: int, num_experts: int) -> RunConfig:

@@ -87,7 +87,7 @@ def main():
     result = {
         "strategies": sorted(STRATEGIES),
         "kernels": every_kernel(),
-        "covered": sorted(launch.kernel.__name__ for launch in codegen.record(suite._launch_all)),
+        "covered": sorted({launch.kernel.__name__ for launch in codegen.record(suite._launch_all)}),
         "targets": list(codegen.TARGETS),
     }
     for part in sys.argv[1:]:

@@ -108,7 +108,15 @@ MUTANTS = {
     "regions-of-few-slots-counted-twice": mistake(
         REGIONS, ("valid & (tl.sum(earlier.to(tl.int32), axis=0) == 0)", "valid")
     ),
-    "regions-of-many-slots-not-padded": mistake(REGIONS, ("sizes = _padded(bins, flat)", "sizes = bins")),
+    "regions-of-many-slots-not-padded": mistake(
+        REGIONS, ("sizes = _padded(counted, flat)\n    local", "sizes = counted\n    local")
+    ),
+    "regions-counted-apart-not-padded": mistake(
+        REGIONS, ("sizes = _padded(counted, flat)\n        inside", "sizes = counted\n        inside")
+    ),
+    "regions-counted-apart-one-too-many": mistake(
+        REGIONS, ("tl.sum(hits, axis=0), mask", "tl.sum(hits, axis=0) + 1, mask")
+    ),
     "reference-order-reversed": mistake(REFERENCE, (".nonzero().squeeze(1)", ".nonzero().squeeze(1).flip(0)")),
 }
 

@@ -73,6 +73,8 @@ def verdicts(tmp_path_factory):
         pytest.param("regions-of-few-slots-not-padded", "blocks of 16, 3 x 3", id="regions-few-padding"),
         pytest.param("regions-of-few-slots-counted-twice", "blocks of 16, 3 x 3", id="regions-few-twice"),
         pytest.param("regions-of-many-slots-not-padded", "blocks of 16, 127 x 1", id="regions-many-padding"),
+        pytest.param("regions-counted-apart-not-padded", "blocks of 16, 1031 x 2", id="regions-apart-padding"),
+        pytest.param("regions-counted-apart-one-too-many", "blocks of 16, 1031 x 2", id="regions-apart-many"),
         pytest.param("reference-order-reversed", "slot_index[", id="reference-order-reversed"),
     ],
 )

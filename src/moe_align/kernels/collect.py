@@ -120,7 +120,7 @@ def align_rows_collect_kernel(
     slot_index_ptr,  # out: int32 [num_experts, num_slots], written where rank < count; flat: [capacity], all written
     weights_ptr,  # out: float, likewise; None if there are no weights
     counts_ptr,  # out: int32 [num_experts], every element written; None in a flat layout
-    workspace_ptr,  # int32 [programs, 128 * WARPS * CHUNKS], the lists
+    workspace_ptr,  # int32 [programs, 128 * WARPS * CHUNKS], the lists; then, of blocks, [num_experts], the counts
     num_slots,
     num_experts,
     WARPS: tl.constexpr,
@@ -141,10 +141,23 @@ def align_rows_collect_kernel(
     num_owned = tl.minimum(EXPERT_BLOCK, num_experts - first)
     owned = tl.arange(0, EXPERT_BLOCK)
     list_ptr = workspace_ptr + tl.program_id(0).to(tl.int64) * TILE
+    experts_ptr = workspace_ptr + tl.num_programs(0).to(tl.int64) * TILE
+    RANK_FIRST: tl.constexpr = FLAT and ONE_TILE and flat.APART
     if FLAT:
-        places = regions.count_and_lay_out(
-            topk_ids_ptr, slot_index_ptr, weights_ptr, num_slots, num_experts, first, flat, EXPERT_BLOCK
-        )
+        if not RANK_FIRST:
+            places = regions.lay_out(
+                topk_ids_ptr,
+                experts_ptr,
+                slot_index_ptr,
+                weights_ptr,
+                num_slots,
+                num_experts,
+                first,
+                flat,
+                EXPERT_BLOCK,
+            )
+        else:
+            places = tl.zeros([EXPERT_BLOCK], tl.int32)  # not yet known
     else:
         slot_index_ptr += first.to(tl.int64) * num_slots
         weights_ptr += first.to(tl.int64) * num_slots
@@ -154,6 +167,18 @@ def align_rows_collect_kernel(
     for tile in tl.range(0, end, TILE):
         num_hits = _collect_tile(source, list_ptr, tile, WARPS, CHUNKS, EXPERT_BLOCK, FLAT)
         tl.debug_barrier()
+        if RANK_FIRST:
+            places = regions.lay_out(
+                topk_ids_ptr,
+                experts_ptr,
+                slot_index_ptr,
+                weights_ptr,
+                num_slots,
+                num_experts,
+                first,
+                flat,
+                EXPERT_BLOCK,
+            )
         if num_hits <= SHORT:
             places = _place_listed(
                 source, list_ptr, 0, num_hits, places, slot_index_ptr, weights_ptr, EXPERT_BLOCK, SHORT, FIELD
@@ -190,4 +215,4 @@ def plan(call: Call, run_config: dict[str, int]) -> Plan:
     }
     options = {"num_warps": num_warps, **all_registers(num_warps)}
     launch = Launch(align_rows_collect_kernel, (programs,), constants, options)
-    return Plan([launch], workspace=programs * tile, flat=regions.constants(call, num_warps, num_slots))
+    return regions.plan(call, launch, tile=num_slots, workspace=programs * tile)

@@ -9,6 +9,7 @@ more than the launch itself.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -41,6 +42,8 @@ class Flat(NamedTuple):
     BINS: Any  # experts counted at a time, by programs that count all slots
     TILE: Any  # slots counted at a time; likewise
     FEW: Any  # whether a tile holds all slots, and they are few
+    APART: Any  # whether a launch of its own counts the slots
+    OVERLAP: Any  # whether it may still be under way
 
 
 class FlatCall(NamedTuple):
@@ -186,6 +189,12 @@ class Launcher:
         # Triton's interpreter, and who records launches, return none.
         if aligned and all(isinstance(kernel, triton.compiler.CompiledKernel) for kernel in kernels):
             self._compiled = kernels
+
+
+@functools.lru_cache
+def can_overlap(device: torch.device) -> bool:
+    """Whether the GPU starts a launch before the one it depends on has ended."""
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def _hooked() -> bool:

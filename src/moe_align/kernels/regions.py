@@ -2,10 +2,10 @@
 
 A flat layout holds one region per expert, in the order of experts, each padded to whole blocks; offsets are blocks of
 one slot. A slot's place is the start of its expert's region plus its rank, which is what the strategies compute. A
-start is the sum of the sizes of all earlier regions, and nothing is passed on between programs: those that stream all
-slots count them once more. Without padding they count the slots of smaller experts; with padding they need the slots of
-every expert, by comparing pairs if slots are few, else by a histogram in shared memory. The tiles have the counts of
-their second launch.
+start is the sum of the sizes of all earlier regions. Programs that stream all slots count them once more: without
+padding, those of smaller experts. With padding they need the slots of every expert: by comparing pairs of few slots, by
+a histogram in shared memory, or, where that takes longer than a launch, from a launch that counts them, beside which,
+on NVIDIA GPUs from Hopper on, they rank. The tiles have the counts of their second launch.
 
 Every element is written once: slots by those who rank them; padding, labels and offsets of an expert by one program;
 what lies past the last region by all programs in turns.
@@ -18,17 +18,33 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from moe_align.kernels.launch import Call
+from moe_align.kernels.launch import Call, Launch, Plan, can_overlap
 
 # Elements of a store, and regions that a program completes at a time if it shares them.
 _LANES, _REGIONS = tl.constexpr(128), tl.constexpr(4)
-# Slots that are few enough for each to be compared with each.
-_FEW_SLOTS = 32
-# Experts counted at a time: a warp counts them in registers, a 32nd part in each lane.
-_MAX_BINS = 512
+# Slots that are few enough for each to be compared with each: always, and where there are more experts than that.
+_FEW_SLOTS, _MOST_FEW_SLOTS, _FEW_EXPERTS = 32, 64, 256
+# What a program counts by a histogram at most: slots, experts, and slots * experts. Else a launch counts.
+_MAX_SLOTS, _MAX_EXPERTS, _MAX_WORK = 2048, 512, 2**18
+# Counts of experts that are loaded at a time.
+_MAX_BINS = 1024
 # Slots counted at a time: by each warp no fewer than it has lanes, because a histogram must see each id in one thread
 # only; and no more than there are registers for.
 _MIN_TILE, _WARP_TILE, _MAX_TILE = 64, 256, 2048
+# Of the launch that counts: slots at a time, and experts of a program, at most.
+_COUNT_TILE, _COUNT_EXPERTS = 2048, 8
+
+
+def _are_few(call: Call) -> bool:
+    return call.num_slots <= (_MOST_FEW_SLOTS if call.num_experts > _FEW_EXPERTS else _FEW_SLOTS)
+
+
+def _counted_apart(call: Call) -> bool:
+    """Whether slots are counted by a launch of their own."""
+    if call.flat is None or call.flat.has_offsets or _are_few(call):
+        return False
+    work = call.num_slots * call.num_experts
+    return call.num_slots > _MAX_SLOTS or call.num_experts > _MAX_EXPERTS or work > _MAX_WORK
 
 
 def constants(call: Call, num_warps: int = 1, tile: int = _MIN_TILE) -> tuple[Any, ...] | None:
@@ -38,15 +54,41 @@ def constants(call: Call, num_warps: int = 1, tile: int = _MIN_TILE) -> tuple[An
     """
     if call.flat is None:
         return None
-    few = call.num_slots <= _FEW_SLOTS
+    few = _are_few(call)
     if few:
         tile = max(triton.next_power_of_2(call.num_slots), 16)
     else:
         tile = max(min(triton.next_power_of_2(tile), num_warps * _WARP_TILE, _MAX_TILE), num_warps * _MIN_TILE)
     # At least a warp's width: a histogram has no fewer bins.
     bins = min(max(64, triton.next_power_of_2(call.num_experts)), _MAX_BINS)
-    shape = (call.flat.first_id, call.flat.block_size, bins, tile, few)
+    apart = _counted_apart(call)
+    shape = (call.flat.first_id, call.flat.block_size, bins, tile, few, apart, apart and can_overlap(call.device))
     return call.flat.capacity, call.flat.num_blocks, *map(tl.constexpr, shape)
+
+
+def plan(call: Call, launch: Launch, *, tile: int, workspace: int = 0) -> Plan:
+    """A plan of one launch, after another that counts the slots of every expert where that is faster.
+
+    Args:
+        call: what to plan for.
+        launch: the launch of a strategy whose programs read all slots.
+        tile: slots that its programs count at a time, about.
+        workspace: int32 elements that it needs; the counts come after these.
+    """
+    flat = constants(call, launch.options["num_warps"], tile)
+    if not _counted_apart(call):
+        return Plan([launch], workspace, flat=flat)
+    # As many programs as a GPU has multiprocessors, and no more: each reads all ids.
+    experts = min(max(triton.next_power_of_2(call.num_experts) // 128, 1), _COUNT_EXPERTS)
+    slots = min(triton.next_power_of_2(call.num_slots), _COUNT_TILE)
+    count = Launch(
+        count_experts_kernel,
+        (triton.cdiv(call.num_experts, experts),),
+        {"offset": workspace, "TILE": slots, "EXPERTS": experts},
+        {"num_warps": max(1, min(slots // 128, 8))},
+    )
+    waits = {"launch_pdl": True} if can_overlap(call.device) else {}
+    return Plan([count, launch._replace(options=launch.options | waits)], workspace + call.num_experts, flat=flat)
 
 
 @triton.jit
@@ -106,21 +148,34 @@ def _compare_pairs(topk_ids_ptr, num_slots, num_experts, experts, flat):
 @triton.jit
 def _count_bins(topk_ids_ptr, num_slots, num_experts, experts, flat):
     """Likewise, by counting the slots of every expert."""
+    counted = tl.zeros([flat.BINS], tl.int32)
+    for start in tl.range(0, num_slots, flat.TILE):
+        slots = start + tl.arange(0, flat.TILE)
+        of_slots, valid = _load_experts(topk_ids_ptr, slots, num_slots, num_experts, flat)
+        counted += tl.histogram(tl.where(valid, of_slots, 0), flat.BINS, mask=valid)
+    sizes = _padded(counted, flat)
+    local = tl.minimum(experts, flat.BINS - 1)
+    starts = tl.gather(tl.cumsum(sizes, axis=0) - sizes, local, axis=0)
+    return starts, tl.gather(counted, local, axis=0), tl.sum(sizes, axis=0)
+
+
+@triton.jit
+def _load_counts(counts_ptr, num_experts, experts, flat):
+    """Likewise, from the counts of all experts that another launch has made."""
     starts = tl.zeros(experts.shape, tl.int32)
     counts = tl.zeros(experts.shape, tl.int32)
     end = tl.zeros([], tl.int32)
+    if flat.OVERLAP:
+        tl.extra.cuda.gdc_wait()
     for first in tl.range(0, num_experts, flat.BINS):
-        bins = tl.zeros([flat.BINS], tl.int32)
-        for start in tl.range(0, num_slots, flat.TILE):
-            slots = start + tl.arange(0, flat.TILE)
-            of_slots, valid = _load_experts(topk_ids_ptr, slots, num_slots, num_experts, flat)
-            kept = valid & (of_slots >= first) & (of_slots < first + flat.BINS)
-            bins += tl.histogram(tl.where(kept, of_slots - first, 0), flat.BINS, mask=kept)
-        sizes = _padded(bins, flat)
+        bins = first + tl.arange(0, flat.BINS)
+        # Past the L1 cache, which may hold what an earlier launch left there.
+        counted = tl.load(counts_ptr + bins, mask=bins < num_experts, other=0, cache_modifier=".cg")
+        sizes = _padded(counted, flat)
         inside = (experts >= first) & (experts < first + flat.BINS)
         local = tl.where(inside, experts - first, 0)
         starts += tl.where(inside, end + tl.gather(tl.cumsum(sizes, axis=0) - sizes, local, axis=0), 0)
-        counts += tl.where(inside, tl.gather(bins, local, axis=0), 0)
+        counts += tl.where(inside, tl.gather(counted, local, axis=0), 0)
         end += tl.sum(sizes, axis=0)
     return starts, counts, end
 
@@ -177,12 +232,36 @@ def _write_tail(slots_ptr, weights_ptr, num_slots, num_experts, end, flat):
 
 
 @triton.jit
-def count_and_lay_out(
-    topk_ids_ptr, slots_ptr, weights_ptr, num_slots, num_experts, first, flat, EXPERT_BLOCK: tl.constexpr
+def count_experts_kernel(
+    topk_ids_ptr,  # in: int32 or int64 [num_slots]
+    workspace_ptr,  # out: int32 [num_experts] at ``offset``, every element written
+    num_slots,
+    num_experts,
+    offset,
+    TILE: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    flat,  # launch.Flat
 ):
-    """Count all slots, and complete the regions of this program, those of EXPERT_BLOCK experts from ``first`` on.
+    """Count the slots of EXPERTS experts. Grid: (cdiv(num_experts, EXPERTS),). No atomics."""
+    if flat.OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
+    experts = tl.program_id(0) * EXPERTS + tl.arange(0, EXPERTS)
+    hits = tl.zeros([TILE, EXPERTS], tl.int32)
+    for start in tl.range(0, num_slots, TILE, loop_unroll_factor=4):
+        slots = start + tl.arange(0, TILE)
+        of_slots = _load_experts(topk_ids_ptr, slots, num_slots, num_experts, flat)[0]
+        hits += (of_slots[:, None] == experts[None, :]).to(tl.int32)
+    tl.store(workspace_ptr + offset + experts, tl.sum(hits, axis=0), mask=experts < num_experts)
 
-    Returns their starts. The order of programs is that of their experts; grid: one axis.
+
+@triton.jit
+def lay_out(
+    topk_ids_ptr, counts_ptr, slots_ptr, weights_ptr, num_slots, num_experts, first, flat, EXPERT_BLOCK: tl.constexpr
+):
+    """Complete the regions of this program, those of EXPERT_BLOCK experts from ``first`` on.
+
+    Returns their starts. The order of programs is that of their experts; grid: one axis. What does not depend on the
+    starts should be done before, because another launch may still be counting.
     """
     experts = first + tl.arange(0, EXPERT_BLOCK)
     if flat.offsets is not None:
@@ -190,6 +269,8 @@ def count_and_lay_out(
         counts = starts  # without padding, not looked at
     elif flat.FEW:
         starts, counts, end = _compare_pairs(topk_ids_ptr, num_slots, num_experts, experts, flat)
+    elif flat.APART:
+        starts, counts, end = _load_counts(counts_ptr, num_experts, experts, flat)
     else:
         starts, counts, end = _count_bins(topk_ids_ptr, num_slots, num_experts, experts, flat)
     _write_regions(slots_ptr, weights_ptr, num_slots, num_experts, first, starts, counts, flat, EXPERT_BLOCK)

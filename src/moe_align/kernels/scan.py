@@ -48,6 +48,7 @@ def align_rows_scan_kernel(
     slot_index_ptr,  # out: int32 [num_experts, num_slots], written where rank < count; flat: [capacity], all written
     weights_ptr,  # out: float, likewise; None if there are no weights
     counts_ptr,  # out: int32 [num_experts], every element written; None in a flat layout
+    workspace_ptr,  # in: int32 [num_experts], the counts, of blocks; else not looked at
     num_slots,
     num_experts,
     BLOCK_SIZE: tl.constexpr,
@@ -74,9 +75,10 @@ def align_rows_scan_kernel(
         weights_ptr += first.to(tl.int64) * num_slots
     in_tile = tl.arange(0, ROWS)[:, None] * ROW + tl.arange(0, ROW)[None, :]
     counts = tl.zeros([], dtype=dtype)
-    if FLAT:
-        starts = regions.count_and_lay_out(
-            topk_ids_ptr, slot_index_ptr, weights_ptr, num_slots, num_experts, first, flat, EXPERT_BLOCK
+    RANK_FIRST: tl.constexpr = FLAT and ONE_TILE and flat.APART
+    if FLAT and not RANK_FIRST:
+        starts = regions.lay_out(
+            topk_ids_ptr, workspace_ptr, slot_index_ptr, weights_ptr, num_slots, num_experts, first, flat, EXPERT_BLOCK
         )
         if EXPERT_BLOCK == 1:
             counts += tl.sum(starts, axis=0)
@@ -99,6 +101,20 @@ def align_rows_scan_kernel(
         row_counts = tl.sum(ones, axis=1)
         row_starts = counts + tl.cumsum(row_counts, axis=0) - row_counts
         places = row_starts[:, None] + (tl.cumsum(ones, axis=1) - ones)
+        if RANK_FIRST:
+            starts = regions.lay_out(
+                topk_ids_ptr,
+                workspace_ptr,
+                slot_index_ptr,
+                weights_ptr,
+                num_slots,
+                num_experts,
+                first,
+                flat,
+                EXPERT_BLOCK,
+            )
+            if EXPERT_BLOCK == 1:
+                places += tl.sum(starts, axis=0)
         if EXPERT_BLOCK > 1:
             ranks = ((places >> (local * FIELD).to(dtype)) & MASK).to(tl.int32)
             if FLAT:
@@ -135,4 +151,4 @@ def plan(call: Call, run_config: dict[str, int]) -> Plan:
     options = {"num_warps": num_warps, **(all_registers(num_warps) if call.flat else {})}
     grid = (triton.cdiv(call.num_experts, expert_block),)
     launch = Launch(align_rows_scan_kernel, grid, constants, options)
-    return Plan([launch], flat=regions.constants(call, num_warps, block_size))
+    return regions.plan(call, launch, tile=block_size)

@@ -250,12 +250,36 @@ def _place_chunks(
 
 
 @triton.jit
+def _region_starts(
+    topk_ids_ptr,
+    workspace_ptr,
+    slot_index_ptr,
+    weights_ptr,
+    num_slots,
+    num_experts,
+    first,
+    flat,
+    EXPERT_BLOCK: tl.constexpr,
+):
+    """Complete the program's regions; returns the start of each."""
+    laid_out = regions.lay_out(
+        topk_ids_ptr, workspace_ptr, slot_index_ptr, weights_ptr, num_slots, num_experts, first, flat, EXPERT_BLOCK
+    )
+    starts = ()
+    for expert in tl.static_range(EXPERT_BLOCK):
+        here = tl.arange(0, EXPERT_BLOCK) == expert
+        starts = starts + (tl.sum(tl.where(here, laid_out, 0), axis=0),)
+    return starts
+
+
+@triton.jit
 def align_rows_sift_kernel(
     topk_ids_ptr,  # in: int32 or int64 [num_slots]
     topk_weights_ptr,  # in: float [num_slots]; of a flat layout, None if there are no weights
     slot_index_ptr,  # out: int32 [num_experts, num_slots], written where rank < count; flat: [capacity], all written
     weights_ptr,  # out: float, likewise; None if there are no weights
     counts_ptr,  # out: int32 [num_experts], every element written; None in a flat layout
+    workspace_ptr,  # in: int32 [num_experts], the counts, of blocks; else not looked at
     num_slots,
     num_experts,
     WARPS: tl.constexpr,
@@ -274,19 +298,16 @@ def align_rows_sift_kernel(
     first = tl.program_id(0) * EXPERT_BLOCK
     # The last program may own fewer experts; the ids past the end are nobody's.
     num_owned = tl.minimum(EXPERT_BLOCK, num_experts - first)
+    RANK_FIRST: tl.constexpr = FLAT and ONE_TILE and flat.APART
     region_starts = ()
-    if FLAT:
-        laid_out = regions.count_and_lay_out(
-            topk_ids_ptr, slot_index_ptr, weights_ptr, num_slots, num_experts, first, flat, EXPERT_BLOCK
+    if FLAT and not RANK_FIRST:
+        region_starts = _region_starts(
+            topk_ids_ptr, workspace_ptr, slot_index_ptr, weights_ptr, num_slots, num_experts, first, flat, EXPERT_BLOCK
         )
-        for expert in tl.static_range(EXPERT_BLOCK):
-            here = tl.arange(0, EXPERT_BLOCK) == expert
-            region_starts = region_starts + (tl.sum(tl.where(here, laid_out, 0), axis=0),)
-    else:
+    if not FLAT:
         slot_index_ptr += first.to(tl.int64) * num_slots
         weights_ptr += first.to(tl.int64) * num_slots
     source = (topk_ids_ptr, topk_weights_ptr, num_slots, num_experts, first, num_owned, flat)
-    target = (slot_index_ptr, weights_ptr, num_slots, region_starts)
     lanes = tl.arange(0, 32 * WARPS)
     in_tile = (lanes // 32) * (CHUNKS * 128) + (lanes % 32) * 4
     in_lane = tl.arange(0, 4)[None, :]
@@ -344,6 +365,21 @@ def align_rows_sift_kernel(
                 odd_starts = even_starts
         starts = (even_starts, odd_starts)
 
+        if RANK_FIRST:
+            places = _region_starts(
+                topk_ids_ptr,
+                workspace_ptr,
+                slot_index_ptr,
+                weights_ptr,
+                num_slots,
+                num_experts,
+                first,
+                flat,
+                EXPERT_BLOCK,
+            )
+        else:
+            places = region_starts
+        target = (slot_index_ptr, weights_ptr, num_slots, places)
         if dense:
             _place_chunks(source, target, lane_starts, starts, CHUNKS, EXPERT_BLOCK, FLAT)
         else:
@@ -388,4 +424,4 @@ def plan(call: Call, run_config: dict[str, int]) -> Plan:
     # With 32 warps there are but 64 registers each, and the compiler does better with fewer.
     options = {"num_warps": num_warps, **(all_registers(num_warps) if num_warps < 32 else {})}
     launch = Launch(align_rows_sift_kernel, (triton.cdiv(call.num_experts, expert_block),), constants, options)
-    return Plan([launch], flat=regions.constants(call, num_warps, call.num_slots))
+    return regions.plan(call, launch, tile=call.num_slots)

@@ -17,14 +17,11 @@ Source: partial counts, a scan and a sort within the tile are how triton_kernels
 
 from __future__ import annotations
 
-import functools
-
-import torch
 import triton
 import triton.language as tl
 
 from moe_align.kernels import regions
-from moe_align.kernels.launch import Call, Launch, Plan
+from moe_align.kernels.launch import Call, Launch, Plan, can_overlap
 
 #: Slots of a tile at most: two counts of a tile share 32 bits, and a thread has few slots to sort.
 MAX_TILE = 2048
@@ -169,7 +166,7 @@ def plan(call: Call, run_config: dict[str, int]) -> Plan:
     # Rows need no bins to be placed.
     place_bins = min(width, _FLAT_BINS) if call.flat else width
     row_size = triton.cdiv(call.num_experts, count_bins) * count_bins
-    overlap = _can_overlap(call.device)
+    overlap = can_overlap(call.device)
     waits = {"launch_pdl": True} if overlap else {}
     shared = {"row_size": row_size, "OVERLAP": overlap}
     count = Launch(
@@ -195,9 +192,3 @@ def plan(call: Call, run_config: dict[str, int]) -> Plan:
     )
     # With a row for the counts of all tiles, which are no output of a flat layout.
     return Plan([count, sums, place], workspace=(num_tiles + 1) * row_size, flat=regions.constants(call))
-
-
-@functools.lru_cache
-def _can_overlap(device: torch.device) -> bool:
-    """Whether the GPU starts a launch before the one it depends on has ended."""
-    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
