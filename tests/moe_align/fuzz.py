@@ -3,8 +3,9 @@
 PYTHONPATH=src python -m tests.moe_align.fuzz --calls 200000 --replays 100000
 
 Everything about a call follows from its seed: layout, shape, ids in and out of range, dtypes, strides, strategy and
-configuration. All memory is compared, so that what must not be written is seen too. Differences are kept on the device
-and read once a batch: calls follow one another without synchronisation, as an engine's do.
+configuration. Calls of neighbouring seeds are served by the same kernels, because compiling takes most of the time; in
+shape, ids and strides they differ. All memory is compared, so that what must not be written is seen too. Differences
+are kept on the device and read once a batch: calls follow one another without synchronisation, as an engine's do.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from moe_align import Blocks, Offsets, Rows, align_blocks, align_offsets, align_
 SENTINEL = -7
 GUARD = 512
 BATCH = 500
+#: Neighbouring seeds that have their kernels in common.
+ALIKE = 50
 #: Elements of a matrix of rows, at most: memory is compared whole.
 _MOST_ELEMENTS = 2**21
 
@@ -71,28 +74,35 @@ class Call(NamedTuple):
 
 def draw(seed: int, largest: int = _MOST_ELEMENTS) -> Call:
     """The call of a seed, with at most ``largest`` elements in its rows."""
-    rng = random.Random(seed)  # noqa: S311  (inputs, not secrets)
+    rng = random.Random(seed // ALIKE)  # noqa: S311  (inputs, not secrets)
     num_experts = min(int(2 ** rng.uniform(0, 12.1)), largest)
     if rng.random() < 0.3:
         num_experts = rng.choice([5, 8, 64, 128, 160, 161, 256, 384, 512, 513, 1024, 4096])
     top_k = rng.choice([1, 2, 3, 4, 8, 9, 10, 17])
     most_slots = max(largest // num_experts, 1)
     num_slots = min(int(2 ** rng.uniform(0, 17)) - rng.choice([0, 1]), most_slots)
+    num_tokens = num_slots // top_k
     ids_dtype, weights_dtype = rng.choice(_DTYPES)
-    return Call(
-        seed,
-        num_slots // top_k,
-        top_k,
-        num_experts,
-        ids_dtype,
-        weights_dtype,
-        rng.choice(SPREADS),
-        rng.choice(STRIDES),
-        rng.choice(CONFIGURATIONS),
-        rng.choice(LAYOUTS),
-        rng.choice([1, 16, 64, 128]),
-        rng.choice(EXPERT_MAPS),
-    )
+    kind = rng.choice(CONFIGURATIONS), rng.choice(LAYOUTS), rng.choice([1, 16, 64, 128]), rng.choice(EXPERT_MAPS)
+    rng = random.Random(f"call {seed}")  # noqa: S311
+    if seed % ALIKE:
+        num_experts = _alike(rng, num_experts, 1, largest)
+        num_tokens = _alike(rng, num_tokens, top_k, largest // num_experts)
+    spread, strides = rng.choice(SPREADS), rng.choice(STRIDES)
+    return Call(seed, num_tokens, top_k, num_experts, ids_dtype, weights_dtype, spread, strides, *kind)
+
+
+def _alike(rng: random.Random, number: int, factor: int, largest: int) -> int:
+    """Another number that kernels are not compiled anew for, if there is one; times ``factor`` at most ``largest``.
+
+    The same power of two is the next above its product, and it is a multiple of 16 or not, as before.
+    """
+    if not number:
+        return number
+    power = 1 << (number * factor - 1).bit_length()
+    alike = range(power // 2 // factor + 1, min(power, largest) // factor + 1)
+    alike = [other for other in alike if (other % 16 == 0) == (number % 16 == 0)]
+    return rng.choice(alike) if alike else min(number, largest // factor)
 
 
 def new_ids(call: Call, generator: torch.Generator) -> torch.Tensor:
@@ -311,7 +321,7 @@ def replays(first: int, number: int, device: torch.device, streams: int) -> list
     Returns:
         Those of which a replay differed.
     """
-    captured = [Captured(draw(seed), device) for seed in range(first, first + streams)]
+    captured = [Captured(draw(first + stream * ALIKE), device) for stream in range(streams)]
     for turn in range(number):
         captured[turn % streams].replay()
     torch.cuda.synchronize(device)

@@ -6,15 +6,19 @@ import torch
 from moe_align.strategy import strategies
 from tests.moe_align import fuzz
 
+#: No two of which are alike.
+SEEDS = range(0, 10**6, fuzz.ALIKE)
+
 
 def test_random_calls_agree(device):
     # The interpreter is slow.
     number, largest = (24, 2**18) if device.type == "cuda" else (12, 2**8)
-    assert fuzz.calls(0, number, device, largest) == []
+    calls = [fuzz.draw(seed, largest) for seed in SEEDS[:number]]
+    assert [call for call in calls if fuzz.one_call(call, device)] == []
 
 
 def test_every_strategy_spread_and_stride_is_drawn():
-    drawn = [fuzz.draw(seed) for seed in range(300)]
+    drawn = [fuzz.draw(seed) for seed in SEEDS[:300]]
     assert {(call.run_config or {}).get("strategy") for call in drawn} == {None, *strategies("deterministic")}
     assert {call.spread for call in drawn} == set(fuzz.SPREADS)
     assert {call.strides for call in drawn} == set(fuzz.STRIDES)
@@ -22,6 +26,18 @@ def test_every_strategy_spread_and_stride_is_drawn():
     assert {call.expert_map for call in drawn if call.layout == "blocks"} == set(fuzz.EXPERT_MAPS)
     assert min(call.num_tokens for call in drawn) == 0
     assert max(call.num_experts for call in drawn) == 4096
+
+
+def test_neighbouring_seeds_draw_other_calls_for_the_same_kernels():
+    differ = {"seed", "num_tokens", "num_experts", "spread", "strides"}
+    for seed in range(0, 100 * fuzz.ALIKE, fuzz.ALIKE):
+        first, *alike = (fuzz.draw(seed + other) for other in range(fuzz.ALIKE))
+        assert len({(call.spread, call.strides) for call in alike}) > 1
+        for call in alike:
+            assert {name for name, value in call._asdict().items() if value != getattr(first, name)} <= differ
+            assert (call.num_experts % 16 == 0) == (first.num_experts % 16 == 0)
+            assert (call.num_experts - 1).bit_length() == (first.num_experts - 1).bit_length()
+            assert call.num_experts * call.num_tokens * call.top_k <= fuzz._MOST_ELEMENTS
 
 
 def test_a_seed_draws_the_same_call_again():
