@@ -96,6 +96,7 @@ def test_places_past_two_to_the_31_do_not_overflow(monkeypatch):
         slot_index,
         weights,
         counts,
+        None,
         num_slots,
         num_experts,
         BLOCK_SIZE=256,

@@ -32,7 +32,7 @@ WRITES = {
     ("release", "release"): {"contents"},
 }
 
-ASV_GPU = {"calibrate", "compare", "gate", "report", "run"}
+ASV_GPU = {"calibrate", "changes", "compare", "gate", "report", "run"}
 GIT = {"add", "commit", "diff", "push", "restore", "tag"}
 PLAIN = {"cp", "mkdir"}
 
