@@ -141,23 +141,13 @@ def align_rows_collect_kernel(
     num_owned = tl.minimum(EXPERT_BLOCK, num_experts - first)
     owned = tl.arange(0, EXPERT_BLOCK)
     list_ptr = workspace_ptr + tl.program_id(0).to(tl.int64) * TILE
-    experts_ptr = workspace_ptr + tl.num_programs(0).to(tl.int64) * TILE
+    expert_counts_ptr = workspace_ptr + tl.num_programs(0).to(tl.int64) * TILE
+    layout = (topk_ids_ptr, expert_counts_ptr, slot_index_ptr, weights_ptr, num_slots, num_experts)
     RANK_FIRST: tl.constexpr = FLAT and ONE_TILE and flat.APART
-    if FLAT:
-        if not RANK_FIRST:
-            places = regions.lay_out(
-                topk_ids_ptr,
-                experts_ptr,
-                slot_index_ptr,
-                weights_ptr,
-                num_slots,
-                num_experts,
-                first,
-                flat,
-                EXPERT_BLOCK,
-            )
-        else:
-            places = tl.zeros([EXPERT_BLOCK], tl.int32)  # not yet known
+    if RANK_FIRST:
+        places = tl.zeros([EXPERT_BLOCK], tl.int32)  # not yet known
+    elif FLAT:
+        places = regions.lay_out(layout, first, flat, EXPERT_BLOCK)
     else:
         slot_index_ptr += first.to(tl.int64) * num_slots
         weights_ptr += first.to(tl.int64) * num_slots
@@ -168,17 +158,7 @@ def align_rows_collect_kernel(
         num_hits = _collect_tile(source, list_ptr, tile, WARPS, CHUNKS, EXPERT_BLOCK, FLAT)
         tl.debug_barrier()
         if RANK_FIRST:
-            places = regions.lay_out(
-                topk_ids_ptr,
-                experts_ptr,
-                slot_index_ptr,
-                weights_ptr,
-                num_slots,
-                num_experts,
-                first,
-                flat,
-                EXPERT_BLOCK,
-            )
+            places = regions.lay_out(layout, first, flat, EXPERT_BLOCK)
         if num_hits <= SHORT:
             places = _place_listed(
                 source, list_ptr, 0, num_hits, places, slot_index_ptr, weights_ptr, EXPERT_BLOCK, SHORT, FIELD

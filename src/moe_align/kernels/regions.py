@@ -255,14 +255,14 @@ def count_experts_kernel(
 
 
 @triton.jit
-def lay_out(
-    topk_ids_ptr, counts_ptr, slots_ptr, weights_ptr, num_slots, num_experts, first, flat, EXPERT_BLOCK: tl.constexpr
-):
+def lay_out(layout, first, flat, EXPERT_BLOCK: tl.constexpr):
     """Complete the regions of this program, those of EXPERT_BLOCK experts from ``first`` on.
 
+    ``layout``: ids, counts where they are counted apart, slots and weights to write, num_slots, num_experts.
     Returns their starts. The order of programs is that of their experts; grid: one axis. What does not depend on the
     starts should be done before, because another launch may still be counting.
     """
+    topk_ids_ptr, counts_ptr, slots_ptr, weights_ptr, num_slots, num_experts = layout
     experts = first + tl.arange(0, EXPERT_BLOCK)
     if flat.offsets is not None:
         starts, end = _count_smaller(topk_ids_ptr, num_slots, num_experts, experts, flat, EXPERT_BLOCK)

@@ -75,11 +75,10 @@ def align_rows_scan_kernel(
         weights_ptr += first.to(tl.int64) * num_slots
     in_tile = tl.arange(0, ROWS)[:, None] * ROW + tl.arange(0, ROW)[None, :]
     counts = tl.zeros([], dtype=dtype)
+    layout = (topk_ids_ptr, workspace_ptr, slot_index_ptr, weights_ptr, num_slots, num_experts)
     RANK_FIRST: tl.constexpr = FLAT and ONE_TILE and flat.APART
     if FLAT and not RANK_FIRST:
-        starts = regions.lay_out(
-            topk_ids_ptr, workspace_ptr, slot_index_ptr, weights_ptr, num_slots, num_experts, first, flat, EXPERT_BLOCK
-        )
+        starts = regions.lay_out(layout, first, flat, EXPERT_BLOCK)
         if EXPERT_BLOCK == 1:
             counts += tl.sum(starts, axis=0)
     end = BLOCK_SIZE if ONE_TILE else num_slots
@@ -102,17 +101,7 @@ def align_rows_scan_kernel(
         row_starts = counts + tl.cumsum(row_counts, axis=0) - row_counts
         places = row_starts[:, None] + (tl.cumsum(ones, axis=1) - ones)
         if RANK_FIRST:
-            starts = regions.lay_out(
-                topk_ids_ptr,
-                workspace_ptr,
-                slot_index_ptr,
-                weights_ptr,
-                num_slots,
-                num_experts,
-                first,
-                flat,
-                EXPERT_BLOCK,
-            )
+            starts = regions.lay_out(layout, first, flat, EXPERT_BLOCK)
             if EXPERT_BLOCK == 1:
                 places += tl.sum(starts, axis=0)
         if EXPERT_BLOCK > 1:

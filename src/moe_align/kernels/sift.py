@@ -250,21 +250,9 @@ def _place_chunks(
 
 
 @triton.jit
-def _region_starts(
-    topk_ids_ptr,
-    workspace_ptr,
-    slot_index_ptr,
-    weights_ptr,
-    num_slots,
-    num_experts,
-    first,
-    flat,
-    EXPERT_BLOCK: tl.constexpr,
-):
+def _region_starts(layout, first, flat, EXPERT_BLOCK: tl.constexpr):
     """Complete the program's regions; returns the start of each."""
-    laid_out = regions.lay_out(
-        topk_ids_ptr, workspace_ptr, slot_index_ptr, weights_ptr, num_slots, num_experts, first, flat, EXPERT_BLOCK
-    )
+    laid_out = regions.lay_out(layout, first, flat, EXPERT_BLOCK)
     starts = ()
     for expert in tl.static_range(EXPERT_BLOCK):
         here = tl.arange(0, EXPERT_BLOCK) == expert
@@ -298,12 +286,11 @@ def align_rows_sift_kernel(
     first = tl.program_id(0) * EXPERT_BLOCK
     # The last program may own fewer experts; the ids past the end are nobody's.
     num_owned = tl.minimum(EXPERT_BLOCK, num_experts - first)
+    layout = (topk_ids_ptr, workspace_ptr, slot_index_ptr, weights_ptr, num_slots, num_experts)
     RANK_FIRST: tl.constexpr = FLAT and ONE_TILE and flat.APART
     region_starts = ()
     if FLAT and not RANK_FIRST:
-        region_starts = _region_starts(
-            topk_ids_ptr, workspace_ptr, slot_index_ptr, weights_ptr, num_slots, num_experts, first, flat, EXPERT_BLOCK
-        )
+        region_starts = _region_starts(layout, first, flat, EXPERT_BLOCK)
     if not FLAT:
         slot_index_ptr += first.to(tl.int64) * num_slots
         weights_ptr += first.to(tl.int64) * num_slots
@@ -366,17 +353,7 @@ def align_rows_sift_kernel(
         starts = (even_starts, odd_starts)
 
         if RANK_FIRST:
-            places = _region_starts(
-                topk_ids_ptr,
-                workspace_ptr,
-                slot_index_ptr,
-                weights_ptr,
-                num_slots,
-                num_experts,
-                first,
-                flat,
-                EXPERT_BLOCK,
-            )
+            places = _region_starts(layout, first, flat, EXPERT_BLOCK)
         else:
             places = region_starts
         target = (slot_index_ptr, weights_ptr, num_slots, places)
