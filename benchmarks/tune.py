@@ -179,6 +179,8 @@ def main() -> None:
     import torch
     import triton
 
+    from moe_align.strategy import chip
+
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the tables")
     parser.add_argument("--jobs", type=int, default=8, help="processes that compile (%(default)s)")
@@ -204,7 +206,12 @@ def main() -> None:
     gpu = torch.cuda.get_device_name()
     file = arguments.out / (re.sub(r"\W+", "_", gpu) + ".json")
     tuned: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    tuned |= {"gpu": gpu, "torch": torch.__version__, "triton": triton.__version__}
+    tuned |= {
+        "gpu": gpu,
+        "chip": chip(torch.device("cuda", torch.cuda.current_device())),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+    }
     for table in arguments.tables:
         rows = {(row["num_experts"], row["num_slots"]): row for row in tuned.get(table, ())}
         for num_experts, num_slots in grid:

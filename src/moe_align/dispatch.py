@@ -12,7 +12,7 @@ from moe_align import kernels, reference
 from moe_align.kernels import launch, schedule
 from moe_align.kernels.launch import Arguments, Call, Launcher
 from moe_align.layouts import Blocks, Offsets, Regions, Rows
-from moe_align.strategy import STRATEGIES, Layout, RunConfig, gpu_name, run_config_for
+from moe_align.strategy import STRATEGIES, Layout, RunConfig, run_config_for, tuned_gpu
 
 
 def align_rows(
@@ -92,7 +92,7 @@ def _launched(call: Call, arguments: Arguments, implementation: str, run_config:
 @functools.lru_cache(maxsize=4096)
 def _launcher(call: Call, implementation: str, options: tuple[tuple[str, Any], ...] | None) -> Launcher | None:
     run_config = None if options is None else dict(options)
-    shape = call.num_slots, call.num_experts, gpu_name(call.device)
+    shape = call.num_slots, call.num_experts, tuned_gpu(call.device)
     layout: Layout = "rows" if call.flat is None else "offsets" if call.flat.has_offsets else "blocks"
     config = run_config_for(implementation, run_config, *shape, layout=layout)
     if not config or not _runs_kernels(call.device):

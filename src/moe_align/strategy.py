@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 from collections.abc import Callable
 from importlib import resources
 from typing import Any, Literal, NamedTuple
@@ -187,12 +186,7 @@ def _tuned(gpu: str | None) -> dict[str, dict[tuple[int, int], RunConfig]]:
 
     The tables "deterministic" and "atomic" are for rows, "blocks" and "offsets" for those, deterministic.
     """
-    if gpu is None:
-        return {}
-    file = resources.files(__package__).joinpath("tuned", re.sub(r"\W+", "_", gpu) + ".json")
-    if not file.is_file():
-        return {}
-    tuned = json.loads(file.read_text())
+    tuned = next((tuned for tuned in _tuned_files() if tuned["gpu"] == gpu), {})
     return {
         table: {(row["num_experts"], row["num_slots"]): row["config"] for row in tuned.get(table, ())}
         for table in ("deterministic", "atomic", "blocks", "offsets")
@@ -200,9 +194,27 @@ def _tuned(gpu: str | None) -> dict[str, dict[tuple[int, int], RunConfig]]:
 
 
 @functools.lru_cache
-def gpu_name(device: torch.device) -> str | None:
-    """torch's name of a GPU, None for the CPU."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
+def _tuned_files() -> list[dict[str, Any]]:
+    """What `benchmarks.tune` wrote, a file for each GPU."""
+    files = resources.files(__package__).joinpath("tuned").iterdir()
+    return [json.loads(file.read_text()) for file in sorted(files, key=lambda file: file.name)]
+
+
+@functools.lru_cache
+def tuned_gpu(device: torch.device) -> str | None:
+    """torch's name of a GPU; where nobody tuned it, of a tuned one whose `chip` is the same; None for the CPU."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    if all(tuned["gpu"] != name for tuned in _tuned_files()):
+        return next((tuned["gpu"] for tuned in _tuned_files() if tuned["chip"] == chip(device)), name)
+    return name
+
+
+def chip(device: torch.device) -> list[int]:
+    """What of a GPU decides which configuration is fast: compute capability, and number of multiprocessors."""
+    properties = torch.cuda.get_device_properties(device)
+    return [properties.major, properties.minor, properties.multi_processor_count]
 
 
 def checked_run_config(implementation: str, run_config: Any) -> RunConfig:

@@ -3,6 +3,7 @@
 import importlib.resources
 import itertools
 import json
+import types
 
 import pytest
 import torch
@@ -222,3 +223,27 @@ def test_other_shapes_get_the_next_larger_one(implementation, gpu):
     assert default_run_config(implementation, 257, 257, gpu) == tuned[512, 512]
     assert default_run_config(implementation, 0, 7, gpu) == tuned[8, 8]
     assert default_run_config(implementation, 2 * most_slots, 10_000, gpu) == tuned[most_experts, most_slots]
+
+
+@pytest.mark.parametrize(
+    ("name", "chip", "expected"),
+    [
+        pytest.param("NVIDIA H200", (9, 0, 132), "NVIDIA H200", id="tuned"),
+        pytest.param("NVIDIA H100 80GB HBM3", (9, 0, 132), "NVIDIA H200", id="same-chip"),
+        pytest.param("NVIDIA H100 PCIe", (9, 0, 114), "NVIDIA H100 PCIe", id="fewer-multiprocessors"),
+        pytest.param("NVIDIA A100-SXM4-80GB", (8, 0, 108), "NVIDIA A100-SXM4-80GB", id="another-architecture"),
+    ],
+)
+def test_a_gpu_that_nobody_tuned_is_served_like_a_tuned_one_with_the_same_chip(monkeypatch, name, chip, expected):
+    properties = types.SimpleNamespace(**dict(zip(("major", "minor", "multi_processor_count"), chip, strict=True)))
+    monkeypatch.setattr(strategy.torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr(strategy.torch.cuda, "get_device_properties", lambda device: properties)
+    strategy.tuned_gpu.cache_clear()
+    try:
+        assert strategy.tuned_gpu(torch.device("cuda", 0)) == expected
+    finally:
+        strategy.tuned_gpu.cache_clear()
+
+
+def test_the_cpu_is_no_gpu():
+    assert strategy.tuned_gpu(torch.device("cpu")) is None
