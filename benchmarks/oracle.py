@@ -41,7 +41,13 @@ def schedule(counts: list[int], block_size: int, capacity: int) -> list[list[int
 
 
 def difference(
-    rows: Any, topk_ids: torch.Tensor, topk_weights: torch.Tensor, *, ordered: bool = True, untouched: int | None = None
+    rows: Any,
+    topk_ids: torch.Tensor,
+    topk_weights: torch.Tensor,
+    *,
+    ordered: bool = True,
+    untouched: int | None = None,
+    placed: Placed | None = None,
 ) -> str | None:
     """How rows differ from what they must be, None if they do not.
 
@@ -50,12 +56,13 @@ def difference(
         topk_ids, topk_weights: its input.
         ordered: slots must ascend within an expert; otherwise only the set of each expert counts.
         untouched: what the buffers were filled with, if it must still stand beyond the counts.
+        placed: what `place` says of the input, if it was asked before.
     """
     import torch
 
     slot_index, weights, counts = rows
     num_experts, num_slots = slot_index.shape
-    expected = place(topk_ids, num_experts)
+    expected = placed or place(topk_ids, num_experts)
     wrong = (counts != expected.counts).nonzero()
     if len(wrong):
         expert = int(wrong[0])
@@ -83,7 +90,13 @@ def difference(
 
 
 def flat_difference(
-    flat: Any, topk_ids: torch.Tensor, topk_weights: torch.Tensor | None, num_experts: int, block_size: int | None
+    flat: Any,
+    topk_ids: torch.Tensor,
+    topk_weights: torch.Tensor | None,
+    num_experts: int,
+    block_size: int | None,
+    *,
+    placed: Placed | None = None,
 ) -> str | None:
     """How a flat layout differs from what it must be, None if it does not.
 
@@ -92,10 +105,11 @@ def flat_difference(
         topk_ids, topk_weights: its input; weights are None if it has none.
         num_experts: experts of the call.
         block_size: slots of a block; None for offsets.
+        placed: as for `difference`.
     """
     import torch
 
-    placed = place(topk_ids, num_experts)
+    placed = placed or place(topk_ids, num_experts)
     num_slots, device = topk_ids.numel(), topk_ids.device
     sizes = placed.counts if block_size is None else -(-placed.counts // block_size) * block_size
     ends = sizes.cumsum(0)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Any
 
 from asv_bench_gpu.verification import Unavailable, Verified
 
 from benchmarks import oracle
+from benchmarks.placements import copies
 from benchmarks.shapes import MODELS, TOKENS, route
 from benchmarks.verification import OnGpu, skip_unless_verified
 
@@ -17,7 +19,7 @@ IMPLEMENTATIONS = ["deterministic", "atomic", "floor"]
 class _Order(OnGpu):
     """Align one shape into given buffers, caches warm."""
 
-    version = "1"
+    version = "2"
     _COUNTS_ARENA = 2**22  # int32, 16 MiB
 
     def prepare(
@@ -30,42 +32,51 @@ class _Order(OnGpu):
         from benchmarks import floor
         from moe_align import Rows, align_rows
 
-        shape = MODELS[model]
+        num_experts = MODELS[model].num_experts
         self.random = random.Random(tokens)  # noqa: S311  (addresses, not secrets)
-        self.implementation = implementation
+        self.ordered = implementation != "atomic"
         # The speed of atomic counters moves with their address: the figure is the median over several.
-        self.allocations = 3 if implementation == "atomic" else 1
-        self.ids, self.weights = route(shape, tokens, routing, "cuda")
+        self.allocations = 1 if self.ordered else 3
+        ids, weights = route(MODELS[model], tokens, routing, "cuda")
+        self.placed = oracle.place(ids, num_experts)
         self.arena = torch.empty(self._COUNTS_ARENA, dtype=torch.int32, device="cuda")
-        self.out = Rows.empty(shape.num_experts, self.ids.numel(), self.weights.dtype, self.ids.device)
+        self.buffers = copies(
+            lambda: (ids.clone(), weights.clone(), *Rows.empty(num_experts, ids.numel(), weights.dtype, ids.device))
+        )
+        self.turns = itertools.cycle(self.buffers)
         if implementation == "floor":
-            placed = oracle.place(self.ids, shape.num_experts)
-            ranks = torch.empty(self.ids.numel(), dtype=torch.int32, device="cuda")
-            ranks[placed.slots] = placed.ranks.int()
-            counts = placed.counts.int()
-            self.call = lambda: floor.scatter(self.ids, self.weights, ranks, counts, self.out)
+            ranks = torch.empty(ids.numel(), dtype=torch.int32, device="cuda")
+            ranks[self.placed.slots] = self.placed.ranks.int()
+            counts = self.placed.counts.int()
+            self.call = lambda ids, weights, *out: floor.scatter(ids, weights, ranks, counts, Rows(*out))
         else:
-            self.call = lambda: align_rows(
-                self.ids, self.weights, shape.num_experts, out=self.out, implementation=implementation
+            self.call = lambda ids, weights, *out: align_rows(
+                ids, weights, num_experts, out=Rows(*out), implementation=implementation
             )
 
     def gputime_rows(self, *_: Any) -> None:
         """Align, row layout."""
-        self.call()
+        self.call(*next(self.turns))
 
     def reallocate(self, *_: Any) -> None:
-        """Move the counts to another address, aligned as an allocation is, and clear the outputs."""
-        start = self.random.randrange(0, self._COUNTS_ARENA - 4096, 128)
-        self.out = self.out._replace(counts=self.arena[start : start + len(self.out.counts)])
-        # What another call left in the memory must not pass for this one's result.
-        for tensor in self.out:
-            tensor.fill_(-1)
+        """Move the counts to other addresses, aligned as an allocation is, and clear the outputs."""
+        num_experts = len(self.placed.counts)
+        step = self._COUNTS_ARENA // len(self.buffers)
+        for index, (ids, weights, *out, _counts) in enumerate(self.buffers):
+            start = index * step + self.random.randrange(0, step - num_experts, 128)
+            out.append(self.arena[start : start + num_experts])
+            # What another call left in the memory must not pass for this one's result.
+            for tensor in out:
+                tensor.fill_(-1)
+            self.buffers[index] = ids, weights, *out
+        self.turns = itertools.cycle(self.buffers)
 
     def check(self, *_: Any) -> None:
         """What the timed calls left behind must be right."""
-        difference = oracle.difference(self.out, self.ids, self.weights, ordered=self.implementation != "atomic")
-        if difference:
-            raise AssertionError(difference)
+        for ids, weights, *out in self.buffers:
+            difference = oracle.difference(out, ids, weights, ordered=self.ordered, placed=self.placed)
+            if difference:
+                raise AssertionError(difference)
 
     def teardown(self, *_: Any) -> None:
         """Give the buffers back: the largest shapes need more than a gigabyte."""
@@ -104,7 +115,7 @@ class Skew(_Order):
 class Empty(OnGpu):
     """The least that any launch costs."""
 
-    version = "1"
+    version = "2"
 
     def setup(self, verified: Verified | Unavailable) -> None:
         """Import the kernel."""

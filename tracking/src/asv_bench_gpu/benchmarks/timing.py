@@ -108,7 +108,7 @@ class GpuTimeBenchmark(Timing):
         if self._calls is None:
             self._calls = clock.calls_per_graph(call)
             self.fingerprint = fingerprint.of(call)
-        replays = max(clock.REPLAYS // self.allocations(), 7)
+        replays = max(clock.REPLAYS // self.allocations(), 5)
         for percent, seconds in self._slowed.items():
             seconds.append(clock.slowed_timing(call, percent, calls=self._calls, replays=replays).median)
         return clock.device_timing(call, calls=self._calls, replays=replays).median
