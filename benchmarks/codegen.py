@@ -17,6 +17,7 @@ KERNELS = {
     "place_tiles_kernel": "tiles: place",
     "align_rows_collect_kernel": "collect",
     "count_experts_kernel": "blocks: count",
+    "align_blocks_pairs_kernel": "blocks: pairs",
 }
 TARGETS = ["sm_80", "sm_90", "sm_100", "gfx942"]
 
@@ -37,6 +38,9 @@ def _launch_all() -> None:
         regions = layouts.Regions(blocks.sorted_token_ids, None, num_experts, 64, **labelled)
         sift = strategy.STRATEGIES["sift"]
         sift.align_flat(topk_ids, None, regions, sift.default(num_slots, num_experts))
+        if hasattr(kernels, "pairs"):
+            call, arguments = kernels.launch.of_regions(topk_ids[:8], None, regions)  # as many slots as it serves
+            kernels.launch.Launcher(call, kernels.pairs.plan(call))(arguments)
     # Commits before there were strategies, or before a strategy launched, have launchers beside their kernels.
     known = getattr(strategy, "STRATEGIES", None) or {"scan": "deterministic", "atomic": "atomic"}
     for name, found in known.items():

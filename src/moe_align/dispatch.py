@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from moe_align import kernels, reference
-from moe_align.kernels import launch, schedule
+from moe_align.kernels import launch, pairs, schedule
 from moe_align.kernels.launch import Arguments, Call, Launcher
 from moe_align.layouts import Blocks, Offsets, Regions, Rows
 from moe_align.strategy import STRATEGIES, Layout, RunConfig, run_config_for, tuned_gpu
@@ -97,6 +97,9 @@ def _launcher(call: Call, implementation: str, options: tuple[tuple[str, Any], .
     config = run_config_for(implementation, run_config, *shape, layout=layout)
     if not config or not _runs_kernels(call.device):
         return None
+    # Not a strategy: whoever names one, or its options, gets it, at any size and in any layout.
+    if run_config is None and pairs.serves(call):
+        return Launcher(call, pairs.plan(call))
     return Launcher(call, STRATEGIES[config["strategy"]].plan(call, config))
 
 

@@ -1,7 +1,7 @@
 """Run by test_codegen_suite in a process without Triton's interpreter: resources of every launch of a strategy.
 
 python codegen_suite_script.py PART...; a part is a strategy, for the row layout or, after "flat:", for the others, or
-"schedule". Prints JSON.
+"pairs" or "schedule". Prints JSON.
 """
 
 import dataclasses
@@ -69,6 +69,14 @@ def flat_alignment(strategy, layout):
     return codegen.record(lambda: STRATEGIES[strategy].align_flat(ids, weights, regions, run_config))
 
 
+def pairs(layout):
+    ids_dtype, regions = FLAT[layout]()
+    ids = torch.zeros((kernels.pairs.MAX_SLOTS, 1), dtype=ids_dtype)
+    weights = None if regions.weights is None else torch.zeros(ids.shape, dtype=regions.weights.dtype)
+    call, arguments = kernels.launch.of_regions(ids, weights, regions)
+    return codegen.record(lambda: kernels.launch.Launcher(call, kernels.pairs.plan(call))(arguments))
+
+
 def schedule():
     counts = torch.zeros(NUM_EXPERTS, dtype=torch.int32)
     out = torch.empty((NUM_EXPERTS, 3), dtype=torch.int32)
@@ -93,6 +101,9 @@ def main():
     for part in sys.argv[1:]:
         if part == "schedule":
             result["schedule"] = compiled(schedule())
+            continue
+        if part == "pairs":
+            result |= {f"{part} {layout}": compiled(pairs(layout)) for layout in FLAT if layout != "offsets"}
             continue
         if part.startswith("flat:"):
             strategy = part.removeprefix("flat:")

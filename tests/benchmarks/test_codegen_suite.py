@@ -37,7 +37,7 @@ def generated(tmp_path_factory):
         make = lambda: json.loads(processes.output(script, *parts, path=[processes.ROOT / "src", processes.ROOT]))  # noqa: E731
         return processes.once(tmp_path_factory, f"codegen-suite-{parts[0]}", make)
 
-    return lambda part: generated("atomic", "schedule") if part == "atomic" else generated(part)
+    return lambda part: generated("atomic", "schedule", "pairs") if part == "atomic" else generated(part)
 
 
 @each_dtype
@@ -67,6 +67,14 @@ def test_flat_layouts_compile_for_every_target_without_spilling_or_atomics_on_gl
         for launch in launches:
             assert (launch["spill_bytes"], launch["atomics"]) == (0, 0), (target, launch)
             assert 1 <= launch["registers"] <= 255, (target, launch)
+
+
+@pytest.mark.parametrize("layout", [layout for layout in FLAT if layout != "offsets"])
+@each_target
+def test_pairs_compile_without_spilling_or_any_atomics(generated, target, layout):
+    (launch,) = generated("atomic")[f"pairs {layout}"][target]
+    assert (launch["spill_bytes"], launch["atomics"], launch["shared_atomics"]) == (0, 0, 0)
+    assert 1 <= launch["registers"] <= 128
 
 
 @each_dtype

@@ -41,7 +41,6 @@ class Flat(NamedTuple):
     BLOCK: Any  # slots of a block
     BINS: Any  # experts counted at a time, by programs that count all slots
     TILE: Any  # slots counted at a time; likewise
-    FEW: Any  # whether a tile holds all slots, and they are few
     APART: Any  # whether a launch of its own counts the slots
     OVERLAP: Any  # whether it may still be under way
 

@@ -3,9 +3,9 @@
 A flat layout holds one region per expert, in the order of experts, each padded to whole blocks; offsets are blocks of
 one slot. A slot's place is the start of its expert's region plus its rank, which is what the strategies compute. A
 start is the sum of the sizes of all earlier regions. Programs that stream all slots count them once more: without
-padding, those of smaller experts. With padding they need the slots of every expert: by comparing pairs of few slots, by
-a histogram in shared memory, or, where that takes longer than a launch, from a launch that counts them, beside which,
-on NVIDIA GPUs from Hopper on, they rank. The tiles have the counts of their second launch.
+padding, those of smaller experts. With padding they need the slots of every expert: by a histogram in shared memory,
+or, where that takes longer than a launch, from a launch that counts them, beside which, on NVIDIA GPUs from Hopper on,
+they rank. The tiles have the counts of their second launch. Blocks of few slots need none of this; see `pairs`.
 
 Every element is written once: slots by those who rank them; padding, labels and offsets of an expert by one program;
 what lies past the last region by all programs in turns.
@@ -22,8 +22,6 @@ from moe_align.kernels.launch import Call, Launch, Plan, can_overlap
 
 # Elements of a store, and regions that a program completes at a time if it shares them.
 _LANES, _REGIONS = tl.constexpr(128), tl.constexpr(4)
-# Slots that are few enough for each to be compared with each: always, and where there are more experts than that.
-_FEW_SLOTS, _MOST_FEW_SLOTS, _FEW_EXPERTS = 32, 64, 256
 # What a program counts by a histogram at most: slots, experts, and slots * experts. Else a launch counts.
 _MAX_SLOTS, _MAX_EXPERTS, _MAX_WORK = 2048, 512, 2**18
 # Counts of experts that are loaded at a time.
@@ -35,35 +33,35 @@ _MIN_TILE, _WARP_TILE, _MAX_TILE = 64, 256, 2048
 _COUNT_TILE, _COUNT_EXPERTS = 2048, 8
 
 
-def _are_few(call: Call) -> bool:
-    return call.num_slots <= (_MOST_FEW_SLOTS if call.num_experts > _FEW_EXPERTS else _FEW_SLOTS)
-
-
 def _counted_apart(call: Call) -> bool:
     """Whether slots are counted by a launch of their own."""
-    if call.flat is None or call.flat.has_offsets or _are_few(call):
+    if call.flat is None or call.flat.has_offsets:
         return False
     work = call.num_slots * call.num_experts
     return call.num_slots > _MAX_SLOTS or call.num_experts > _MAX_EXPERTS or work > _MAX_WORK
 
 
-def constants(call: Call, num_warps: int = 1, tile: int = _MIN_TILE) -> tuple[Any, ...] | None:
-    """What `launch.Flat` holds after its tensors, for programs that count about ``tile`` slots at a time.
+def constants(call: Call, counting: tuple[Any, ...] = (None, None, False, False)) -> tuple[Any, ...] | None:
+    """What `launch.Flat` holds after its tensors; None for rows.
 
-    None for rows.
+    ``counting`` is the end of it, how programs that stream all slots count them; others need not know.
     """
     if call.flat is None:
         return None
-    few = _are_few(call)
-    if few:
-        tile = max(triton.next_power_of_2(call.num_slots), 16)
-    else:
-        tile = max(min(triton.next_power_of_2(tile), num_warps * _WARP_TILE, _MAX_TILE), num_warps * _MIN_TILE)
+    shape = (call.flat.first_id, call.flat.block_size, *counting)
+    return call.flat.capacity, call.flat.num_blocks, *map(tl.constexpr, shape)
+
+
+def _counting(call: Call, num_warps: int, tile: int) -> tuple[Any, ...]:
+    """How programs count that take about ``tile`` slots at a time."""
+    tile = max(min(triton.next_power_of_2(tile), num_warps * _WARP_TILE, _MAX_TILE), num_warps * _MIN_TILE)
+    if call.flat is not None and call.flat.has_offsets:
+        # No histogram, so no more than there are.
+        tile = min(tile, max(triton.next_power_of_2(call.num_slots), 16))
     # At least a warp's width: a histogram has no fewer bins.
     bins = min(max(64, triton.next_power_of_2(call.num_experts)), _MAX_BINS)
     apart = _counted_apart(call)
-    shape = (call.flat.first_id, call.flat.block_size, bins, tile, few, apart, apart and can_overlap(call.device))
-    return call.flat.capacity, call.flat.num_blocks, *map(tl.constexpr, shape)
+    return bins, tile, apart, apart and can_overlap(call.device)
 
 
 def plan(call: Call, launch: Launch, *, tile: int, workspace: int = 0) -> Plan:
@@ -75,7 +73,7 @@ def plan(call: Call, launch: Launch, *, tile: int, workspace: int = 0) -> Plan:
         tile: slots that its programs count at a time, about.
         workspace: int32 elements that it needs; the counts come after these.
     """
-    flat = constants(call, launch.options["num_warps"], tile)
+    flat = constants(call, _counting(call, launch.options["num_warps"], tile))
     if not _counted_apart(call):
         return Plan([launch], workspace, flat=flat)
     # As many programs as a GPU has multiprocessors, and no more: each reads all ids.
@@ -109,7 +107,7 @@ def _padded(counts, flat):
 
 
 @triton.jit
-def _load_experts(topk_ids_ptr, slots, num_slots, num_experts, flat):
+def load_experts(topk_ids_ptr, slots, num_slots, num_experts, flat):
     """The experts of slots, and which of them there are; the others' expert is num_experts."""
     ids = tl.load(topk_ids_ptr + slots, mask=slots < num_slots, other=-1)
     ids = experts_of(ids, slots < num_slots, num_experts, flat)
@@ -125,33 +123,19 @@ def _count_smaller(topk_ids_ptr, num_slots, num_experts, experts, flat, EXPERTS:
     all_valid = tl.zeros([flat.TILE], tl.int32)
     for start in tl.range(0, num_slots, flat.TILE, loop_unroll_factor=4):
         slots = start + tl.arange(0, flat.TILE)
-        of_slots, valid = _load_experts(topk_ids_ptr, slots, num_slots, num_experts, flat)
+        of_slots, valid = load_experts(topk_ids_ptr, slots, num_slots, num_experts, flat)
         smaller += (of_slots[:, None] < experts[None, :]).to(tl.int32)
         all_valid += valid.to(tl.int32)
     return tl.sum(smaller, axis=0), tl.sum(all_valid, axis=0)
 
 
 @triton.jit
-def _compare_pairs(topk_ids_ptr, num_slots, num_experts, experts, flat):
-    """Starts of ``experts``, their slots, and the end of all regions, by comparing each slot of one tile with each."""
-    slots = tl.arange(0, flat.TILE)
-    of_slots, valid = _load_experts(topk_ids_ptr, slots, num_slots, num_experts, flat)
-    same = of_slots[:, None] == of_slots[None, :]
-    earlier = same & (slots[:, None] < slots[None, :])
-    first_of_expert = valid & (tl.sum(earlier.to(tl.int32), axis=0) == 0)
-    sizes = tl.where(first_of_expert, _padded(tl.sum(same.to(tl.int32), axis=0), flat), 0)
-    starts = tl.sum(tl.where(of_slots[:, None] < experts[None, :], sizes[:, None], 0), axis=0)
-    counts = tl.sum((of_slots[:, None] == experts[None, :]).to(tl.int32), axis=0)
-    return starts, counts, tl.sum(sizes, axis=0)
-
-
-@triton.jit
 def _count_bins(topk_ids_ptr, num_slots, num_experts, experts, flat):
-    """Likewise, by counting the slots of every expert."""
+    """Starts of ``experts``, their slots, and the end of all regions, by counting the slots of every expert."""
     counted = tl.zeros([flat.BINS], tl.int32)
     for start in tl.range(0, num_slots, flat.TILE):
         slots = start + tl.arange(0, flat.TILE)
-        of_slots, valid = _load_experts(topk_ids_ptr, slots, num_slots, num_experts, flat)
+        of_slots, valid = load_experts(topk_ids_ptr, slots, num_slots, num_experts, flat)
         counted += tl.histogram(tl.where(valid, of_slots, 0), flat.BINS, mask=valid)
     sizes = _padded(counted, flat)
     local = tl.minimum(experts, flat.BINS - 1)
@@ -249,7 +233,7 @@ def count_experts_kernel(
     hits = tl.zeros([TILE, EXPERTS], tl.int32)
     for start in tl.range(0, num_slots, TILE, loop_unroll_factor=4):
         slots = start + tl.arange(0, TILE)
-        of_slots = _load_experts(topk_ids_ptr, slots, num_slots, num_experts, flat)[0]
+        of_slots = load_experts(topk_ids_ptr, slots, num_slots, num_experts, flat)[0]
         hits += (of_slots[:, None] == experts[None, :]).to(tl.int32)
     tl.store(workspace_ptr + offset + experts, tl.sum(hits, axis=0), mask=experts < num_experts)
 
@@ -267,8 +251,6 @@ def lay_out(layout, first, flat, EXPERT_BLOCK: tl.constexpr):
     if flat.offsets is not None:
         starts, end = _count_smaller(topk_ids_ptr, num_slots, num_experts, experts, flat, EXPERT_BLOCK)
         counts = starts  # without padding, not looked at
-    elif flat.FEW:
-        starts, counts, end = _compare_pairs(topk_ids_ptr, num_slots, num_experts, experts, flat)
     elif flat.APART:
         starts, counts, end = _load_counts(counts_ptr, num_experts, experts, flat)
     else:
