@@ -89,6 +89,16 @@ def configurations(table: str, num_slots: int, num_experts: int) -> list[dict[st
     return found
 
 
+def shapes(table: str, experts: list[int], slots: list[int]) -> list[tuple[int, int]]:
+    """Numbers of experts and of slots that a table has entries for: not those that no strategy serves."""
+    from moe_align.kernels import pairs
+
+    least = pairs.MAX_SLOTS + 1 if table == "blocks" else 0
+    return [
+        (num_experts, num_slots) for num_experts, num_slots in itertools.product(experts, slots) if num_slots >= least
+    ]
+
+
 def _case(num_experts: int, num_slots: int) -> tuple[Any, Any]:
     """Router output of the shape, with as many experts per token as models of that size choose."""
     from benchmarks.shapes import Model, route
@@ -197,10 +207,10 @@ def main() -> None:
     )
     arguments = parser.parse_args()
 
-    grid = list(itertools.product(arguments.experts, arguments.slots))
     jobs = [
         (table, num_experts, num_slots, config)
-        for table, (num_experts, num_slots) in itertools.product(arguments.tables, grid)
+        for table in arguments.tables
+        for num_experts, num_slots in shapes(table, arguments.experts, arguments.slots)
         for config in configurations(table, num_slots, num_experts)
     ]
     with concurrent.futures.ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
@@ -216,7 +226,7 @@ def main() -> None:
     }
     for table in arguments.tables:
         rows = {(row["num_experts"], row["num_slots"]): row for row in tuned.get(table, ())}
-        for num_experts, num_slots in grid:
+        for num_experts, num_slots in shapes(table, arguments.experts, arguments.slots):
             found = tune(table, num_experts, num_slots)
             row = rows[num_experts, num_slots] = {"num_experts": num_experts, "num_slots": num_slots, **found}
             print(table, json.dumps(row), file=sys.stderr, flush=True)

@@ -33,6 +33,12 @@ def test_configurations_are_some_and_different(table, num_slots):
         assert len(found) == len(set(found)) >= 1
 
 
+def test_what_no_strategy_serves_has_no_entries():
+    grid = [(8, 64), (8, 128), (256, 64), (256, 128)]
+    assert tune.shapes("offsets", [8, 256], [64, 128]) == grid
+    assert tune.shapes("blocks", [8, 256], [64, 128]) == [(8, 128), (256, 128)]
+
+
 def test_every_strategy_is_tried_somewhere():
     tried = {
         config["strategy"]
