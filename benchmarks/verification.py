@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 _SENTINEL = -7
 _GUARD = 1024
-#: Tokens, top_k, experts: nothing, one slot, around a tile of 128, primes, experts not a power of two.
+#: Tokens, top_k, experts: nothing, one slot, few slots, around a tile of 128, primes, experts not a power of two.
 _SIZES = [
     (0, 2, 5),
     (1, 1, 1),
     (3, 3, 5),
+    (8, 8, 5),
     (127, 1, 8),
     (64, 2, 7),
     (43, 3, 33),
@@ -34,7 +35,7 @@ _SIZES = [
     (64, 8, 257),
     (331, 8, 24),
 ]
-_FLAT_SIZES = _SIZES[:7]
+_FLAT_SIZES = _SIZES[:8]
 #: Counts, slots, block size: nothing, empty experts, full and partial blocks, more slots than announced.
 _SCHEDULES = [([0, 0, 0], 0, 4), ([3, 0, 8, 1, 0], 12, 4), ([0] * 37 + [130], 130, 16), ([9, 9], 5, 2)]
 #: Numbers of experts that EXPERT_BLOCK does not divide: the last program owns fewer.
@@ -79,7 +80,7 @@ def cases(device: str) -> Iterator[tuple[str, Callable[[], str | None]]]:
                 yield _rows_case(what, typed, shape[2], implementation, **options)
             # The atomic baseline has rows only, and commits before the other layouts have no more.
             if shape in _FLAT_SIZES and implementation != "atomic" and hasattr(moe_align, "align_blocks"):
-                for block_size in (None, 16):
+                for block_size in (None, 4):
                     layout = "offsets" if block_size is None else f"blocks of {block_size}"
                     what = f"{who}, {layout}, {_described(ids, shape[2])}"
                     yield what, functools.partial(_compare_flat, ids, shape[2], block_size, implementation, **options)

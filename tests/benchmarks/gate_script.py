@@ -25,7 +25,8 @@ def mistake(file, *edits):
 
 
 SCAN, SIFT, COLLECT, TILES = (f"kernels/{name}.py" for name in ("scan", "sift", "collect", "tiles"))
-ATOMIC, REFERENCE, REGIONS = "kernels/atomic.py", "reference.py", "kernels/regions.py"
+ATOMIC, REFERENCE = "kernels/atomic.py", "reference.py"
+REGIONS, PAIRS = "kernels/regions.py", "kernels/pairs.py"
 IMPLEMENTATIONS = {ATOMIC: "atomic", REFERENCE: "reference"}
 _IDS = "ids = tl.load(topk_ids_ptr + slots, mask=slots < num_slots, other=-1)"
 _CLAMPED = "ids = tl.where(slots < num_slots, tl.minimum(tl.maximum(ids, 0), num_experts - 1), -1)"
@@ -101,13 +102,6 @@ MUTANTS = {
     "regions-start-after-their-own-slots": mistake(
         REGIONS, ("(of_slots[:, None] < experts[None, :]).to", "(of_slots[:, None] <= experts[None, :]).to")
     ),
-    "regions-of-few-slots-not-padded": mistake(
-        REGIONS,
-        ("_padded(tl.sum(same.to(tl.int32), axis=0), flat)", "tl.sum(same.to(tl.int32), axis=0)"),
-    ),
-    "regions-of-few-slots-counted-twice": mistake(
-        REGIONS, ("valid & (tl.sum(earlier.to(tl.int32), axis=0) == 0)", "valid")
-    ),
     "regions-of-many-slots-not-padded": mistake(
         REGIONS, ("sizes = _padded(counted, flat)\n    local", "sizes = counted\n    local")
     ),
@@ -116,6 +110,16 @@ MUTANTS = {
     ),
     "regions-counted-apart-one-too-many": mistake(
         REGIONS, ("tl.sum(hits, axis=0), mask", "tl.sum(hits, axis=0) + 1, mask")
+    ),
+    "pairs-count-the-slot-itself": mistake(
+        PAIRS, ("slots[:, None] < slots[None, :]", "slots[:, None] <= slots[None, :]")
+    ),
+    "pairs-open-one-block-an-expert": mistake(PAIRS, ("ranks % flat.BLOCK == 0", "ranks == 0")),
+    "pairs-forget-full-blocks": mistake(PAIRS, ("smaller + ranks // flat.BLOCK", "smaller")),
+    "pairs-place-dropped-slots": mistake(PAIRS, ("tl.where(valid, blocks", "tl.where(slots < num_slots, blocks")),
+    "pairs-labels-of-the-next-expert": mistake(PAIRS, ("owners + flat.FIRST_ID", "owners + flat.FIRST_ID + 1")),
+    "pairs-last-place-not-written": mistake(
+        PAIRS, ("local < flat.capacity - first", "local < flat.capacity - first - 1")
     ),
     "reference-order-reversed": mistake(REFERENCE, (".nonzero().squeeze(1)", ".nonzero().squeeze(1).flip(0)")),
 }
@@ -152,8 +156,8 @@ def verdict(mutant, folder):
 
             def align(*arguments, implementation="deterministic", run_config=None, **keywords):
                 named = (run_config or {}).get("strategy", "scan")
-                regions = mutant.file == REGIONS and name != "align_rows"
-                if implementation == wrong and (wrong != "deterministic" or named == strategy or regions):
+                flat = mutant.file in (REGIONS, PAIRS) and name != "align_rows"
+                if implementation == wrong and (wrong != "deterministic" or named == strategy or flat):
                     return real(*arguments, implementation=implementation, run_config=run_config, **keywords)
                 return real(*arguments, implementation="reference", **keywords)
 

@@ -107,17 +107,17 @@ def test_buffers_of_any_size_hold_no_slots(device, capacity, num_blocks):
 
 @pytest.mark.gpu
 def test_the_last_place_that_32_bits_number(device):
-    # Two blocks, of which the second begins at 2**30; 8 GiB.
-    capacity = 2**31 - 1
+    # The most that blocks may have, in two, both of which hold one slot; 8 GiB.
+    capacity, block_size = 2**31 - 2**20 - 1, 2**30 - 2**19 - 1
     out = Blocks(
         torch.empty(capacity, dtype=torch.int32, device=device),
         torch.empty(2, dtype=torch.int32, device=device),
         torch.empty(1, dtype=torch.int32, device=device),
     )
-    align_blocks(torch.tensor([[1, 0]], device=device), 2**30 - 1, 2, out=out)
+    align_blocks(torch.tensor([[1, 0]], device=device), block_size, 2, out=out)
     assert out.expert_ids.tolist() == [0, 1]
-    assert out.num_tokens_post_padded.tolist() == [2**31 - 2]
-    assert (out.sorted_token_ids[0].item(), out.sorted_token_ids[2**30 - 1].item()) == (1, 0)
+    assert out.num_tokens_post_padded.tolist() == [2 * block_size]
+    assert (out.sorted_token_ids[0].item(), out.sorted_token_ids[block_size].item()) == (1, 0)
     assert int((out.sorted_token_ids != 2).sum()) == 2
 
 
