@@ -169,8 +169,8 @@ def test_a_failed_check_leaves_no_figure(medians, wrong):
 
 def test_the_body_is_timed_with_each_slowdown_for_each_allocation(medians, monkeypatch):
     monkeypatch.setattr(GpuTimeBenchmark, "slowdowns_percent", (3, 10))
-    # For each allocation: with 3 %, with 10 %, and as it is.
-    medians += [1.0, 2.0, 7.0, 3.0, 4.0, 8.0, 5.0, 6.0, 9.0]
+    # For each allocation: as it is, with 3 %, and with 10 %.
+    medians += [7.0, 1.0, 2.0, 8.0, 3.0, 4.0, 9.0, 5.0, 6.0]
     benchmark = make(WithHooks)
     benchmark.set_cache(PROOF)
     assert benchmark.do_run()["samples"] == [8.0]
