@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
+
+from asv_bench_gpu.verification import Verified
 
 from benchmarks.verification import assert_installed, interpreted, verified_on_gpu
 
@@ -65,6 +68,13 @@ def _compile_all() -> dict[str, dict[str, int]]:
     }
 
 
+class Compiled(NamedTuple):
+    """What was compiled: resources by kernel and target, of verified kernels."""
+
+    verified: Verified
+    resources: dict[str, dict[str, int]]
+
+
 class Kernels:
     """Resources of every kernel on every target."""
 
@@ -72,50 +82,50 @@ class Kernels:
     params = [list(KERNELS.values()), TARGETS]
     param_names = ["kernel", "target"]
 
-    def setup_cache(self) -> dict[str, dict[str, int]]:
+    def setup_cache(self) -> Compiled:
         """Verify the kernels and compile everything; no GPU is needed for either, but one verifies faster."""
         import torch
 
         assert_installed()
         if torch.cuda.is_available():
-            verified_on_gpu()
-            return _compile_all()
+            return Compiled(verified_on_gpu(), _compile_all())
         with interpreted("comparisons", "stores") as interpreter:
             try:
-                return _compile_all()
+                resources = _compile_all()
             finally:
-                interpreter()  # whose verdict on a kernel that does not compile is on the whole commit
+                verified = interpreter()  # whose verdict on a kernel that does not compile is on the whole commit
+        return Compiled(verified, resources)
 
     setup_cache.timeout = 600
 
-    def setup(self, resources: dict[str, dict[str, int]], kernel: str, target: str) -> None:
+    def setup(self, compiled: Compiled, kernel: str, target: str) -> None:
         """Leave out what the commit does not have."""
-        if f"{kernel} {target}" not in resources:
+        if f"{kernel} {target}" not in compiled.resources:
             raise NotImplementedError(f"the commit has no kernel {kernel!r}")
 
-    def track_registers(self, resources: dict[str, dict[str, int]], kernel: str, target: str) -> int:
+    def track_registers(self, compiled: Compiled, kernel: str, target: str) -> int:
         """Registers per thread."""
-        return resources[f"{kernel} {target}"]["registers"]
+        return compiled.resources[f"{kernel} {target}"]["registers"]
 
-    def track_spill_bytes(self, resources: dict[str, dict[str, int]], kernel: str, target: str) -> int:
+    def track_spill_bytes(self, compiled: Compiled, kernel: str, target: str) -> int:
         """Bytes of stack per thread."""
-        return resources[f"{kernel} {target}"]["spill_bytes"]
+        return compiled.resources[f"{kernel} {target}"]["spill_bytes"]
 
-    def track_shared_bytes(self, resources: dict[str, dict[str, int]], kernel: str, target: str) -> int:
+    def track_shared_bytes(self, compiled: Compiled, kernel: str, target: str) -> int:
         """Bytes of shared memory per program."""
-        return resources[f"{kernel} {target}"]["shared_bytes"]
+        return compiled.resources[f"{kernel} {target}"]["shared_bytes"]
 
-    def track_instructions(self, resources: dict[str, dict[str, int]], kernel: str, target: str) -> int:
+    def track_instructions(self, compiled: Compiled, kernel: str, target: str) -> int:
         """Machine instructions."""
-        return resources[f"{kernel} {target}"]["instructions"]
+        return compiled.resources[f"{kernel} {target}"]["instructions"]
 
-    def track_atomics(self, resources: dict[str, dict[str, int]], kernel: str, target: str) -> int:
+    def track_atomics(self, compiled: Compiled, kernel: str, target: str) -> int:
         """Machine instructions that are atomic in global memory."""
-        return resources[f"{kernel} {target}"]["atomics"]
+        return compiled.resources[f"{kernel} {target}"]["atomics"]
 
-    def track_shared_atomics(self, resources: dict[str, dict[str, int]], kernel: str, target: str) -> int:
+    def track_shared_atomics(self, compiled: Compiled, kernel: str, target: str) -> int:
         """Machine instructions that are atomic in shared memory."""
-        return resources[f"{kernel} {target}"]["shared_atomics"]
+        return compiled.resources[f"{kernel} {target}"]["shared_atomics"]
 
     track_registers.unit = "registers"
     track_spill_bytes.unit = track_shared_bytes.unit = "bytes"

@@ -19,7 +19,8 @@ def limits(tmp_path_factory):
         conf = Config.load("asv.conf.json")
         conf.results_dir = str(tmp_path_factory.mktemp("results"))
         opened = project.Project(conf, None, None, project._discover(conf, None), "machine", 1.0)
-    return Policy.read(ROOT / "gate.toml").limits(opened)
+    matched = Policy.read(ROOT / "gate.toml").matched(opened)
+    return matched.margins(), matched.limits()
 
 
 def test_every_shape_of_the_deterministic_strategies_has_a_margin(limits):

@@ -69,6 +69,12 @@ def test_what_was_measured_slower_is_not_multiplied():
     assert found.measured == [1, 3]
 
 
+def test_the_noisiest_come_first():
+    log_ratios = {"quiet": np.zeros(4), "some": np.array([0, 0.1, 0, 0]), "most": np.array([0.1, 0.1, 0.1, -0.1])}
+    assert calibrate._noisiest(log_ratios, dict.fromkeys(log_ratios, 2)) == {"most": 0.75, "some": 0.25}
+    assert calibrate._noisiest(log_ratios, {"quiet": 2, "some": 12, "most": 2}) == {"most": 0.75}
+
+
 def test_bounds_hold_the_share():
     assert Rate.of(0, 200) == Rate(0.0, 0.0, upper_bound(0, 200))
     assert Rate.of(200, 200) == Rate(1.0, 1 - upper_bound(0, 200), 1.0)

@@ -43,6 +43,8 @@ class Scripted:
         self.throttled = {}
         #: (side, round) -> the canary after it, attempt by attempt; at rest it is 1
         self.canaries = {}
+        #: (side, round) -> comparisons with the reference
+        self.verified = {}
         #: benchmark -> fingerprint of its code, by side and round
         self.codes = {}
         self.measured = []
@@ -82,6 +84,7 @@ class Scripted:
         state = dataclasses.replace(calm, throttle_reasons=list(filter(None, reasons)))
         return dataclasses.replace(
             entry,
+            verified=self.verified.get((side, number), 1),
             figures=figures,
             device_before=calm,
             device_during=[calm, state],
@@ -515,6 +518,57 @@ def test_a_number_of_one_commit_only_is_no_pass(scripted):
     scripted.figures["registers"] = lambda side, number: "no such kernel" if side == "base" else 7
     comparison = scripted.compare(limits={"registers": 0})
     assert comparison.problems == {"registers of base": "no such kernel"}
+
+
+@pytest.mark.parametrize(("most", "verdict"), [(7, "pass"), (6.5, "fail"), (0, "fail")])
+def test_a_number_that_may_be_new_has_a_limit_of_its_own(scripted, most, verdict):
+    scripted.figures["registers"] = lambda side, number: "no such kernel" if side == "base" else 7
+    comparison = scripted.compare(limits={"registers": 100}, new={"registers": most})
+    assert comparison.quantities == {"registers": compare.Quantity(verdict, 0, 7, most, "registers")}
+    assert (comparison.verdict, comparison.new) == (verdict, {"registers": "no such kernel"})
+
+
+def test_a_time_that_may_be_new_is_named_and_not_compared(scripted):
+    scripted.figures["odd"] = lambda side, number: "no such layout" if side == "base" else 1e-6
+    comparison = scripted.compare(new={"odd": math.inf})
+    assert (comparison.verdict, comparison.new) == ("pass", {"odd": "no such layout"})
+    assert set(comparison.rows) == {"same", "other"}
+    assert (scripted.compare(new={"odd": math.inf}), scripted.compare().verdict) == (comparison, "invalid")
+
+
+@pytest.mark.parametrize(
+    ("of_base", "of_head"),
+    [
+        pytest.param(1e-6, "no such layout", id="gone"),
+        pytest.param(ValueError("broken"), 1e-6, id="broken-in-base"),
+        pytest.param("no such layout", ValueError("broken"), id="broken-in-head"),
+    ],
+)
+def test_only_what_base_says_it_lacks_is_new(scripted, of_base, of_head):
+    scripted.figures["odd"] = lambda side, number: of_base if side == "base" else of_head
+    comparison = scripted.compare(new={"odd": math.inf})
+    assert (comparison.verdict, comparison.new) == ("invalid", {})
+
+
+def test_what_was_new_stays_so(scripted):
+    scripted.figures["odd"] = lambda side, number: "no such layout" if side == "base" and number < 2 else 1e-6
+    comparison = scripted.compare(new={"odd": math.inf})
+    assert comparison.verdict == "invalid"
+    assert "skipped in round 0, but measured now" in comparison.problems["odd of base"]
+
+
+def test_new_times_alone_are_no_pass(scripted):
+    scripted.figures = {"odd": lambda side, number: "no such layout" if side == "base" else 1e-6}
+    comparison = scripted.compare(new={"odd": math.inf})
+    assert comparison.problems == {"every time": "not measured here: no such layout"}
+
+
+@pytest.mark.parametrize(("side", "number"), [("base", 0), ("head", 0), ("base", 2), ("head", 3)])
+def test_figures_without_a_verification_are_no_pass(scripted, side, number):
+    scripted.verified[side, number] = 0
+    comparison = scripted.compare()
+    commit = BASE if side == "base" else HEAD
+    assert comparison.problems == {f"{side} {commit[:8]}, verification": "nothing was verified"}
 
 
 @pytest.mark.parametrize("side", ["base", "head"])

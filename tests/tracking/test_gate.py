@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 from xml.etree import ElementTree
@@ -27,7 +28,15 @@ def asked(monkeypatch):
 
 def test_a_policy_becomes_a_comparison(clocked, written, asked):
     second = SUITE.replace("gputime_work", "same").replace("3", "1")
-    path = written(BASELINE, SMALL, SUITE.replace("gputime_work", "value"), second, QUANTITY)
+    path = written(
+        BASELINE,
+        SMALL,
+        SUITE.replace("gputime_work", "value"),
+        second,
+        "may_be_new = true\n",
+        QUANTITY,
+        "max_new = 7\n",
+    )
     gate.gate(clocked.config, path, "second", machine=MACHINE)
     assert asked == [
         {
@@ -35,6 +44,7 @@ def test_a_policy_becomes_a_comparison(clocked, written, asked):
             "head": clocked.hash("second"),
             "margins": {VALUE: 3, SAME: 1},
             "limits": {TRACK: 0},
+            "new": {SAME: math.inf, TRACK: 7},
             "family_alpha": 0.25,
             "max_rounds": 6,
         }
@@ -223,7 +233,7 @@ def test_says_what_is_known_of_its_rates_of_error(clocked, written, asked, calib
     policy = written(BASELINE, SMALL, SUITE, waiver())
     with project.locked(clocked.config) as conf:
         opened = project.prepare(conf, bench=None, machine=MACHINE, timeout_seconds=60)
-        margins, _ = Policy.read(policy).limits(opened)
+        margins = Policy.read(policy).matched(opened).margins()
         here = {"environment": opened.environment.name, "versions": calibrate._versions(opened, margins)}
     for number, one in enumerate(calibrations):
         of_here = {name: getattr(one, name) or value for name, value in here.items()}

@@ -8,7 +8,17 @@ from tests.tracking.tiny_project import VALUE
 
 def test_reads_everything(written):
     policy = Policy.read(
-        written(BASELINE, SMALL, SUITE, SUITE.replace("3", "4.5"), QUANTITY, waiver(), acknowledged("same", "first"))
+        written(
+            BASELINE,
+            SMALL,
+            SUITE,
+            SUITE.replace("3", "4.5"),
+            "may_be_new = true\n",
+            QUANTITY,
+            "max_new = 7\n",
+            waiver(),
+            acknowledged("same", "first"),
+        )
     )
     assert policy == Policy(
         baseline_commit="first",
@@ -16,9 +26,9 @@ def test_reads_everything(written):
         max_rounds=6,
         suite=(
             Suite(benchmarks="gputime_work", margin_percent=3),
-            Suite(benchmarks="gputime_work", margin_percent=4.5),
+            Suite(benchmarks="gputime_work", margin_percent=4.5, may_be_new=True),
         ),
-        quantity=(Quantity(benchmarks="track_value", max_increase=0),),
+        quantity=(Quantity(benchmarks="track_value", max_increase=0, max_new=7),),
         waiver=(Waiver(benchmark=VALUE, limit=60, reason="worth it", commit="second", expires=TOMORROW),),
         acknowledged=(Acknowledged(benchmarks="same", commit="first", reason="worth it"),),
     )
@@ -30,6 +40,7 @@ def test_what_is_not_said_is_as_for_compare(written):
 
 
 LIMIT = "expected a finite number of at least 0, got"
+PERCENT = "expected a number from 0 to 100, got"
 
 
 @pytest.mark.parametrize(
@@ -48,12 +59,21 @@ LIMIT = "expected a finite number of at least 0, got"
         pytest.param(BASELINE + "max_rounds = true\n" + SUITE, "max_rounds: expected a whole number", id="rounds-bool"),
         pytest.param(BASELINE + "suite = 3\n", r"suite: expected tables \[\[suite\]\], got 3", id="suite-no-table"),
         pytest.param(BASELINE + "suite = [3]\n", r"suite: expected tables \[\[suite\]\], got \[3\]", id="suite-number"),
-        pytest.param(BASELINE + SUITE.replace("3", "-3"), rf"suite\[1\]\.margin_percent: {LIMIT} -3", id="negative"),
-        pytest.param(BASELINE + SUITE.replace("3", "nan"), rf"suite\[1\]\.margin_percent: {LIMIT} nan", id="nan"),
-        pytest.param(BASELINE + SUITE.replace("3", "'3'"), rf"suite\[1\]\.margin_percent: {LIMIT} '3'", id="text"),
+        pytest.param(BASELINE + SUITE.replace("3", "-3"), rf"suite\[1\]\.margin_percent: {PERCENT} -3", id="negative"),
+        pytest.param(
+            BASELINE + SUITE.replace("3", "100.5"), rf"suite\[1\]\.margin_percent: {PERCENT} 100.5", id="absurd"
+        ),
+        pytest.param(
+            BASELINE + SUITE + "may_be_new = 1\n",
+            r"suite\[1\]\.may_be_new: expected true or false, got 1",
+            id="no-flag",
+        ),
+        pytest.param(BASELINE + QUANTITY + "max_new = -1\n", rf"quantity\[1\]\.max_new: {LIMIT} -1", id="new"),
+        pytest.param(BASELINE + SUITE.replace("3", "nan"), rf"suite\[1\]\.margin_percent: {PERCENT} nan", id="nan"),
+        pytest.param(BASELINE + SUITE.replace("3", "'3'"), rf"suite\[1\]\.margin_percent: {PERCENT} '3'", id="text"),
         pytest.param(
             BASELINE + SUITE.replace("margin_percent = 3\n", ""),
-            rf"suite\[1\]\.margin_percent: {LIMIT} nothing",
+            rf"suite\[1\]\.margin_percent: {PERCENT} nothing",
             id="missing",
         ),
         pytest.param(

@@ -1,8 +1,10 @@
+import dataclasses
 import json
 from xml.etree import ElementTree
 
 import pytest
 from asv_bench_gpu import summary
+from asv_bench_gpu.calibrate import Calibration, Rate, Rates
 from asv_bench_gpu.compare import Comparison, Quantity, Row
 
 GAP = "\u202f"
@@ -46,6 +48,32 @@ def test_the_same_compiled_code_is_named():
     assert told[0] == "PASS: 0 of 2 benchmarks slower than their margin"
     assert "pass 1.070 up to 1.001 2.00 µs 2.14 µs the same compiled code same" in told
     assert told[-1] == "1 ran the same compiled code in both commits: what their times differ by is noise"
+
+
+def test_a_calibration_names_what_is_noisy():
+    rates = Rates(Rate.of(0, 50), Rate.of(50, 50), {3: Rate.of(50, 50)})
+    quiet = Calibration("m", "a" * 40, {"same": 2}, 0.01, 40, 1, 60, 50, rates, "record")
+    assert "Above its margin" not in summary.rates(quiet)
+    noisy = dataclasses.replace(quiet, noisiest={"same": 0.25, "other": 0.031})
+    assert lines(summary.rates(noisy))[-3:] == [
+        "Above its margin in the same code, in so many of the rounds:",
+        "25 % same",
+        "3 % other",
+    ]
+
+
+def test_what_is_new_is_named():
+    new = {"blocks": "rows only", "offsets": "rows only", "spills": "no such kernel"}
+    found = comparison(rows={"same": row()}, quantities={"spills": Quantity("pass", 0, 0, 0, "bytes")}, new=new)
+    assert lines(summary.text(found))[-3:] == [
+        "2 new in head, not compared: rows only",
+        "",
+        "1 new in head, not compared: no such kernel",
+    ]
+    suite = ElementTree.fromstring(summary.junit(found))  # noqa: S314  (our own)
+    assert {case.get("name"): [child.tag for child in case] for case in suite} == {
+        "same": [], "blocks": ["skipped"], "offsets": ["skipped"], "spills": [],
+    }  # fmt: skip
 
 
 def test_text_is_worst_first_and_says_what_it_means():

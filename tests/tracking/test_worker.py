@@ -159,6 +159,37 @@ def test_a_setup_cache_shared_by_classes_runs_once(suite):
     assert outcome["figures"]["suite.Second.track_x"]["values"] == [1]
 
 
+def test_a_verification_counts_once_also_beside_something_else(suite):
+    suite.write(
+        """
+        PROOF = verify([("a", None), ("b", None)])
+
+        class First:
+            version = "1"
+            def setup_cache(self):
+                return PROOF
+            def hosttime_x(self, verified):
+                pass
+
+        class Second:
+            def setup_cache(self):
+                return PROOF, {"value": 5}
+            def track_x(self, cache):
+                return cache[1]["value"]
+
+        class Third:
+            def setup_cache(self):
+                return verify([("c", None)]), "more"
+            def track_x(self, cache):
+                return 6
+        """
+    )
+    selected = {"suite.First.hosttime_x": [0], "suite.Second.track_x": [0], "suite.Third.track_x": [0]}
+    outcome, _ = suite.measure(selected)
+    assert outcome["verified"] == 2 + 1
+    assert [outcome["figures"][f"suite.{name}.track_x"]["values"] for name in ("Second", "Third")] == [[5], [6]]
+
+
 def test_each_setup_cache_is_run_and_timed_ones_come_first(suite):
     suite.write(
         TIMED

@@ -34,6 +34,7 @@ SLOWDOWNS_PERCENT = (1, 2, 3, 5, 10)
 MEASURED_PERCENT = (3,)
 _SUFFIX = ".calibration"  # not ".json": asv reads every one of these below a machine
 _BATCH = 100
+_NOISIEST = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +89,8 @@ class Calibration:
         record: where the rounds are kept; the calibration lies beside them.
         environment: asv's name for Python and the packages that were used.
         versions: of the benchmarks.
+        noisiest: of the benchmarks, those that were above their margins most often, in the same code -> in which share
+            of the rounds. They keep comparisons from passing: give them a suite with a wider margin, or less noise.
     """
 
     machine: str
@@ -102,6 +105,7 @@ class Calibration:
     record: str
     environment: str = ""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    noisiest: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Calibration:
@@ -184,7 +188,7 @@ def calibrate(
         commit = project.resolve_one(conf, commit, argument="COMMIT")
         opened = project.prepare(conf, bench=None, machine=machine, timeout_seconds=timeout_seconds)
         with blaming(policy):
-            margins, _ = rules.limits(opened)
+            margins = rules.matched(opened).margins()
             if not margins:
                 raise UsageError("expected a [[suite]]: only times need a calibration")
         session = Session(
@@ -204,6 +208,7 @@ def calibrate(
             record=str(session.record),
             environment=opened.environment.name,
             versions=_versions(opened, margins),
+            noisiest=_noisiest(log_ratios, margins),
         )
         name = session.record.name.removesuffix(journal.PAIRS_SUFFIX) + _SUFFIX
         with journal.replacing(session.record.with_name(name)) as temporary:
@@ -218,7 +223,7 @@ def known(opened: Project, rules: Policy) -> Calibration | None:
         UsageError: a file is damaged.
     """
     folder = Path(opened.conf.results_dir, opened.machine, "comparisons")
-    margins, _ = rules.limits(opened)
+    margins = rules.matched(opened).margins()
     gate = margins, rules.family_alpha, rules.max_rounds, opened.environment.name, _versions(opened, margins)
     found = map(Calibration.read, sorted(folder.glob(f"*{_SUFFIX}")))
     of_gate = [
@@ -280,6 +285,13 @@ def draw(
         {percent: Rate.of(hits, comparisons) for percent, hits in detected.items()},
         sorted(slow),
     )
+
+
+def _noisiest(log_ratios: Mapping[str, Array], margins: Mapping[str, float]) -> dict[str, float]:
+    """The most noisy first; see `Calibration`."""
+    shares = {key: float(np.mean(ratios > math.log1p(margins[key] / 100))) for key, ratios in log_ratios.items()}
+    worst = sorted(shares, key=lambda key: -shares[key])[:_NOISIEST]
+    return {key: shares[key] for key in worst if shares[key]}
 
 
 def upper_bound(hits: int, trials: int) -> float:

@@ -88,6 +88,8 @@ class Comparison:
         waivers: benchmark -> why it has another limit than its like.
         calibration: what is known of the gate's rates of error.
         skipped: benchmark -> why neither commit can be measured here.
+        new: benchmark -> why base cannot be measured, where head can, and a policy allows that: a time is not compared,
+            another number as if base's were 0.
         problems: what went wrong where -> a message; then there is no verdict.
         unsettled: what disturbed the last round `ATTEMPTS` times; then nothing passes.
     """
@@ -104,6 +106,7 @@ class Comparison:
     waivers: dict[str, str] = dataclasses.field(default_factory=dict)
     calibration: str = ""
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+    new: dict[str, str] = dataclasses.field(default_factory=dict)
     problems: dict[str, str] = dataclasses.field(default_factory=dict)
     unsettled: str = ""
 
@@ -170,6 +173,7 @@ def measure(
     *,
     margins: Mapping[str, float],
     limits: Mapping[str, float] | None = None,
+    new: Mapping[str, float] | None = None,
     family_alpha: float,
     max_rounds: int,
 ) -> Comparison:
@@ -180,12 +184,13 @@ def measure(
         base, head: full hashes.
         margins: benchmark, spelt as `asv_bench_gpu.project.key` does -> by how many percent it may be slower.
         limits: benchmark -> by how much its number may be larger.
+        new: benchmark that base may say it cannot measure -> how large head's number may be then.
         family_alpha, max_rounds: as for `asv_bench_gpu.verdict.judge`.
 
     Raises:
         UsageError: numbers with which no verdict is possible, or a damaged record.
     """
-    session = Session(opened, base, head, margins, limits or {}, family_alpha, max_rounds)
+    session = Session(opened, base, head, margins, limits or {}, family_alpha, max_rounds, new=new)
     session.run()
     return session.comparison
 
@@ -206,12 +211,14 @@ class Session:
         family_alpha: float,
         max_rounds: int,
         slowdowns_percent: Sequence[int] = (),
+        new: Mapping[str, float] | None = None,
     ):
         self.project = opened
         self.slowdowns_percent = slowdowns_percent
         self.places = opened.places()
         self.margins = margins
         self.limits = limits
+        self.new = new or {}
         self.judge = functools.partial(
             verdict.judge, margin_percent=margins, family_alpha=family_alpha, max_rounds=max_rounds
         )
@@ -308,7 +315,8 @@ class Session:
     def problems(self, pair: Pair) -> dict[str, str]:
         """Why there is no verdict with this pair: what is wrong or missing -> a message.
 
-        What neither commit could measure here in round 0 is no problem, unless it is everything.
+        What neither commit could measure here in round 0 is no problem, unless it is everything; nor what base could
+        not, where it may be new.
         """
         number, rounds = pair.base.round, {"base": pair.base, "head": pair.head}
         failed = {
@@ -328,23 +336,44 @@ class Session:
         if stale:
             return stale
         found = {side: Found.of(entry) for side, entry in rounds.items()}
-        skipped = self.comparison.skipped if number else _skipped_by_both(found.values())
+        unverified = {
+            f"{side} {entry.commit[:8]}, verification": "nothing was verified"
+            for side, entry in rounds.items()
+            if found[side].values and not entry.verified
+        }
+        if unverified:
+            return unverified
+        if number:
+            skipped, new = self.comparison.skipped, self.comparison.new
+        else:
+            skipped, new = self._absent(**found)
+        absent = {"base": skipped | new, "head": skipped}
         problems = {
             f"{key} of {side}": found[side].why_missing(key)
             for key in self._keys(number)
             for side in SIDES
-            if key not in found[side].values and key not in skipped
+            if key not in found[side].values and key not in absent[side]
         }
         if not number:
-            for what, keys in (("every time", self.margins), ("every quantity", self.limits)):
-                if keys and keys.keys() <= skipped.keys():
-                    problems[what] = f"not measured here: {skipped[next(iter(keys))]}"
+            # A number that is new has a limit, a time that is new has nothing.
+            for what, keys, of in (
+                ("every time", self.margins, skipped | new),
+                ("every quantity", self.limits, skipped),
+            ):
+                if keys and keys.keys() <= of.keys():
+                    problems[what] = f"not measured here: {of[next(iter(keys))]}"
         return problems | {
             f"{key} of {side}": f"skipped in round 0, but measured now; to start over, remove {self.record}"
-            for key in skipped
             for side in SIDES
+            for key in absent[side]
             if number and key in found[side].values
         }
+
+    def _absent(self, base: Found, head: Found) -> tuple[dict[str, str], dict[str, str]]:
+        """What neither commit can measure, and what base cannot and may not: benchmark -> why."""
+        skipped = {key: reason for key, reason in base.skipped.items() if key in head.skipped}
+        new = {key: reason for key, reason in base.skipped.items() if key in self.new and key in head.values}
+        return skipped, new
 
     def _disturbances(self, pair: Pair) -> list[str]:
         """What slowed the GPU down in a round; it does not matter to the warm-up."""
@@ -365,19 +394,19 @@ class Session:
         """Take from round 0 what needs no clock, and what cannot be measured here."""
         comparison = self.comparison
         base, head = Found.of(pair.base), Found.of(pair.head)
-        skipped = _skipped_by_both([base, head])
+        skipped, comparison.new = self._absent(base, head)
         comparison.skipped = {key: skipped[key] for key in self._keys(0) if key in skipped}
-        quantities = {
-            key: Quantity(
-                "fail" if head.values[key] - base.values[key] > limit else "pass",
-                base.values[key],
-                head.values[key],
-                limit,
-                self.project.benchmarks[self.places[key][0]]["unit"],
-            )
-            for key, limit in self.limits.items()
-            if key not in comparison.skipped
-        }
+        quantities = {}
+        for key, limit in self.limits.items():
+            if key not in comparison.skipped:
+                before, increase = (0, self.new[key]) if key in comparison.new else (base.values[key], limit)
+                quantities[key] = Quantity(
+                    "fail" if head.values[key] - before > increase else "pass",
+                    before,
+                    head.values[key],
+                    increase,
+                    self.project.benchmarks[self.places[key][0]]["unit"],
+                )
         comparison.quantities = _worst_first(quantities, lambda quantity: quantity.head - quantity.base)
 
     def _judge(self, pairs: list[Pair]) -> Verdict:
@@ -387,7 +416,7 @@ class Session:
         times = {
             key: [(base.values.get(key), head.values.get(key)) for base, head in found]
             for key in self.margins
-            if key not in comparison.skipped
+            if key not in comparison.skipped and key not in comparison.new
         }
         rows = {
             key: Row(
@@ -453,12 +482,6 @@ class Found:
     def why_missing(self, key: str) -> str:
         """Why there is no figure."""
         return self.errors.get(key) or self.skipped.get(key) or "its suite does not have it"
-
-
-def _skipped_by_both(found: Iterable[Found]) -> dict[str, str]:
-    """What neither commit can measure -> why."""
-    base, head = found
-    return {key: reason for key, reason in base.skipped.items() if key in head.skipped}
 
 
 Judged = TypeVar("Judged", Row, Quantity)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import datetime
-import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from asv_bench_gpu import calibrate, compare, project
 from asv_bench_gpu.compare import Comparison
-from asv_bench_gpu.policy import Policy, blaming
+from asv_bench_gpu.policy import Matched, Policy, blaming
 from asv_bench_gpu.project import UsageError
 
 
@@ -40,7 +39,8 @@ def gate(
                 raise UsageError(f"expected a baseline other than HEAD, got {head[:8]} for both")
         opened = project.prepare(conf, bench=None, machine=machine, timeout_seconds=timeout_seconds)
         with blaming(policy):
-            margins, limits = rules.limits(opened)
+            matched = rules.matched(opened)
+            margins, limits = matched.margins(), matched.limits()
             waivers = _waive(rules, conf, base, head, margins, limits)
         calibration = calibrate.known(opened, rules)
         comparison = compare.measure(
@@ -49,11 +49,12 @@ def gate(
             head,
             margins=margins,
             limits=limits,
+            new=matched.new(),
             family_alpha=rules.family_alpha,
             max_rounds=rules.max_rounds,
         )
         comparison.waivers = waivers
-        comparison.problems |= _unmeasured(rules, comparison.skipped, margins, limits)
+        comparison.problems |= _unmeasured(matched, comparison.skipped)
         if margins:
             comparison.calibration = calibration.in_words() if calibration else "none of this policy on this machine"
         return comparison
@@ -99,14 +100,13 @@ def _waive(
     return told
 
 
-def _unmeasured(
-    rules: Policy, skipped: dict[str, str], margins: dict[str, float], limits: dict[str, float]
-) -> dict[str, str]:
+def _unmeasured(matched: Matched, skipped: dict[str, str]) -> dict[str, str]:
     """Suites and quantities of which nothing was measured: they gate nothing."""
-    problems = {}
-    for entries, keys in ((rules.suite, margins), (rules.quantity, limits)):
-        for entry in entries:
-            named = [key for key in keys if re.search(entry.benchmarks, key)]
-            if all(key in skipped for key in named):
-                problems[f"all of {entry.benchmarks}"] = f"not measured here: {skipped[named[0]]}"
-    return problems
+    keys: dict[Any, list[str]] = {}
+    for key, entry in (matched.suites | matched.quantities).items():
+        keys.setdefault(entry, []).append(key)
+    return {
+        f"all of {entry.benchmarks}": f"not measured here: {skipped[named[0]]}"
+        for entry, named in keys.items()
+        if all(key in skipped for key in named)
+    }

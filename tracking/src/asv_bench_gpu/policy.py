@@ -1,19 +1,23 @@
 r"""What a release must not do: the policy of `asv_bench_gpu.gate`, in a file that is checked in.
 
 A policy says, in TOML: with what to compare; which benchmarks form suites, and how much slower those may be; which
-quantities (asv's ``track_*``) must not grow; and what was accepted. A waiver gives one benchmark another limit, for a
-reason and for a time, as long as the commit that was accepted lies between baseline and head. What a commit cost for
-good is acknowledged: the gate does not look at that, but `asv-gpu changes` does not count it as open::
+quantities (asv's ``track_*``) must not grow; and what was accepted. What the baseline says that it cannot measure is
+compared with nothing, which ends the gate, unless the policy says that it may be new. A waiver gives one benchmark
+another limit, for a reason and for a time, as long as the commit that was accepted lies between baseline and head.
+What a commit cost for good is acknowledged: the gate does not look at that, but `asv-gpu changes` does not count it as
+open::
 
     baseline_tags = "v*"  # the last of these tags before HEAD; or baseline_commit = "0123abc"
 
     [[suite]]
     benchmarks = '^order\.Rows\.gputime_rows'
     margin_percent = 3
+    may_be_new = true  # then the next release compares it
 
     [[quantity]]
     benchmarks = '^codegen\.Kernels\.track_spill_bytes'
     max_increase = 0
+    max_new = 0  # the largest number of what the baseline does not have
 
     [[waiver]]
     benchmark = "order.Rows.gputime_rows('Qwen3', 128)"
@@ -102,9 +106,10 @@ def _read(kind: type[T], where: str, table: dict[str, Any]) -> T:
 T = TypeVar("T")
 Text = Annotated[str, _Value("text", _is_text)]
 Regex = Annotated[str, _Value("a regular expression", _is_regex)]
-Limit = Annotated[
-    float, _Value("a finite number of at least 0", lambda value: _is_number(value) and 0 <= value < math.inf)
-]
+_LIMIT = _Value("a finite number of at least 0", lambda value: _is_number(value) and 0 <= value < math.inf)
+Limit = Annotated[float, _LIMIT]
+Percent = Annotated[float, _Value("a number from 0 to 100", lambda value: _is_number(value) and 0 <= value <= 100)]
+Flag = Annotated[bool, _Value("true or false", lambda value: isinstance(value, bool))]
 Probability = Annotated[
     float, _Value("a number above 0, and 0.5 at most", lambda value: _is_number(value) and 0 < value <= 0.5)
 ]
@@ -114,18 +119,20 @@ Day = Annotated[datetime.date, _Value("a date such as 2027-01-31", lambda value:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Suite:
-    """Benchmarks that measure seconds, and by how many percent head may be slower."""
+    """Benchmarks that measure seconds, by how many percent head may be slower, and whether base may lack them."""
 
     benchmarks: Regex
-    margin_percent: Limit
+    margin_percent: Percent
+    may_be_new: Flag = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quantity:
-    """Benchmarks that measure something else, and by how much head's number may be larger."""
+    """Benchmarks that measure something else, by how much head's number may be larger, how large if base has none."""
 
     benchmarks: Regex
     max_increase: Limit
+    max_new: Annotated[float | None, _LIMIT] = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,8 +185,8 @@ class Policy:
             raise UsageError("expected a [[suite]] or a [[quantity]]")
         return policy
 
-    def limits(self, opened: Project) -> tuple[dict[str, float], dict[str, float]]:
-        """By benchmark, the margins of suites and the limits of quantities, as if nothing were waived.
+    def matched(self, opened: Project) -> Matched:
+        """Which entry is about which benchmark.
 
         Raises:
             UsageError: an expression matches nothing, or what another one does.
@@ -188,10 +195,29 @@ class Policy:
         others: list[str] = []
         for key, (name, _) in opened.places().items():
             (timed if opened.benchmarks[name]["unit"] == "seconds" else others).append(key)
-        return (
-            _match("suite", [(suite.benchmarks, suite.margin_percent) for suite in self.suite], timed),
-            _match("quantity", [(quantity.benchmarks, quantity.max_increase) for quantity in self.quantity], others),
-        )
+        return Matched(_match("suite", self.suite, timed), _match("quantity", self.quantity, others))
+
+
+@dataclasses.dataclass(frozen=True)
+class Matched:
+    """By benchmark, the suite or the quantity that names it."""
+
+    suites: dict[str, Suite]
+    quantities: dict[str, Quantity]
+
+    def margins(self) -> dict[str, float]:
+        """By how many percent a time may be longer, as if nothing were waived."""
+        return {key: suite.margin_percent for key, suite in self.suites.items()}
+
+    def limits(self) -> dict[str, float]:
+        """By how much another number may be larger, likewise."""
+        return {key: quantity.max_increase for key, quantity in self.quantities.items()}
+
+    def new(self) -> dict[str, float]:
+        """How large a number may be that base lacks; what is not named here must not be lacking."""
+        times = {key: math.inf for key, suite in self.suites.items() if suite.may_be_new}
+        numbers = {key: found.max_new for key, found in self.quantities.items() if found.max_new is not None}
+        return times | numbers
 
 
 @contextlib.contextmanager
@@ -203,13 +229,18 @@ def blaming(policy: Path) -> Iterator[None]:
         raise UsageError(f"{policy}: {error}") from error
 
 
-def _match(what: str, expressions: list[tuple[str, float]], keys: list[str]) -> dict[str, float]:
-    limits: dict[str, float] = {}
-    for number, (expression, limit) in enumerate(expressions, start=1):
-        matching = [key for key in keys if re.search(expression, key)]
+Entry = TypeVar("Entry", Suite, Quantity)
+
+
+def _match(what: str, entries: tuple[Entry, ...], keys: list[str]) -> dict[str, Entry]:
+    matched: dict[str, Entry] = {}
+    for number, entry in enumerate(entries, start=1):
+        matching = [key for key in keys if re.search(entry.benchmarks, key)]
         if not matching:
-            raise UsageError(f"{what}[{number}].benchmarks: expected to match a benchmark, got {expression!r}")
-        if twice := limits.keys() & matching:
-            raise UsageError(f"{what}[{number}].benchmarks: {expression!r} matches {min(twice)}, as one before does")
-        limits |= dict.fromkeys(matching, limit)
-    return limits
+            raise UsageError(f"{what}[{number}].benchmarks: expected to match a benchmark, got {entry.benchmarks!r}")
+        if twice := matched.keys() & matching:
+            raise UsageError(
+                f"{what}[{number}].benchmarks: {entry.benchmarks!r} matches {min(twice)}, as one before does"
+            )
+        matched |= dict.fromkeys(matching, entry)
+    return matched

@@ -46,7 +46,8 @@ def junit(comparison: Comparison) -> str:
         cases[name] = outcomes[row.verdict], f"{_meaning(row)}: {row.reason}"
     for name, number in comparison.quantities.items():
         cases[name] = outcomes[number.verdict], f"{number.base:g} {number.unit} became {number.head:g}"
-    cases |= {name: ("skipped", reason) for name, reason in comparison.skipped.items()}
+    absent = {name: ("skipped", reason) for name, reason in (comparison.skipped | comparison.new).items()}
+    cases = absent | cases  # a number that is new has a verdict all the same
     cases |= {name: ("error", message) for name, message in comparison.problems.items()}
     if comparison.unsettled:
         cases["the machine"] = "error", f"did not settle: {comparison.unsettled}"
@@ -75,12 +76,14 @@ def rates(calibration: Calibration) -> str:
         headers=["", "share", "at least", "at most"],
         disable_numparse=True,
     )
+    noisiest = "".join(f"\n{100 * share:.0f} %  {key}" for key, share in calibration.noisiest.items())
     return (
         f"{calibration.commit[:8]} on {calibration.machine}: {calibration.comparisons} comparisons of "
         f"{calibration.benchmarks} benchmarks in at most {calibration.max_rounds} rounds, "
         f"drawn from {calibration.rounds} rounds, "
         f"where a wrong verdict may have a probability of {calibration.family_alpha:g}\n\n{table}\n\n"
         "Bounds with 95 % confidence, for these rounds: others would give other shares."
+        + (f"\n\nAbove its margin in the same code, in so many of the rounds:{noisiest}" if noisiest else "")
     )
 
 
@@ -169,6 +172,8 @@ def _body(comparison: Comparison, style: str) -> Iterator[str]:
         yield from _table(changed, _quantity_cells, comparison.waivers, style)
     for reason, count in Counter(map(_last_line, comparison.skipped.values())).items():
         yield f"{count} not measured in either commit: {reason}"
+    for reason, count in Counter(map(_last_line, comparison.new.values())).items():
+        yield f"{count} new in head, not compared: {reason}"
     if comparison.calibration:
         yield f"calibration: {comparison.calibration}"
 
