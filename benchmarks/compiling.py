@@ -19,14 +19,25 @@ from benchmarks import flat, verification
 from benchmarks.shapes import MODELS, TOKENS
 
 
+@contextlib.contextmanager
+def first_time() -> Iterator[bool]:
+    """Whether no body was carried out before for this package, these verifications, this GPU and this triton.
+
+    One that raises was not carried out.
+    """
+    stamp = _stamp()
+    first = not stamp.exists()
+    yield first
+    if first:
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        stamp.touch()
+
+
 def ahead(device: str = "cuda") -> None:
-    """Fill Triton's cache on disk; once for a package, a GPU and a triton.
+    """Fill Triton's cache on disk.
 
     What is wrong with a kernel is not said here: verification will.
     """
-    stamp = _stamp()
-    if stamp.exists():
-        return
     number = os.cpu_count() or 1
     # Some shapes need gigabytes: no process may keep what another needs.
     environ = verification.environ(PYTORCH_NO_CUDA_MEMORY_CACHING="1")
@@ -41,8 +52,6 @@ def ahead(device: str = "cuda") -> None:
     ]
     for share in shares:
         share.wait()
-    stamp.parent.mkdir(parents=True, exist_ok=True)
-    stamp.touch()
 
 
 def launch_share(device: str, share: int, number: int) -> None:
@@ -78,14 +87,15 @@ def suite_calls(device: str) -> Iterator[Callable[[], object]]:
 
 
 def _stamp() -> Path:
-    """What stands in Triton's cache once it holds the kernels of this package for this GPU."""
+    """What stands in Triton's cache once there is nothing left to be done ahead."""
     import torch
     import triton
 
     import moe_align
 
     package = Path(moe_align.__file__).parent
-    sources = [file.read_text() for file in sorted(package.rglob("*")) if file.suffix in (".py", ".json")]
+    files = [Path(verification.__file__), *sorted(package.rglob("*"))]
+    sources = [file.read_text() for file in files if file.suffix in (".py", ".json")]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     digest = hashlib.sha256(repr([gpu, triton.__version__, *sources]).encode()).hexdigest()
     return Path(triton.knobs.cache.dir, f"moe-align-{digest[:16]}")

@@ -1,12 +1,14 @@
+import contextlib
 import functools
 import itertools
 import shutil
+from pathlib import Path
 
 import pytest
 import triton
 
 import moe_align
-from benchmarks import compiling, flat
+from benchmarks import compiling, flat, verification
 from benchmarks.shapes import MODELS, TOKENS
 from tests.tracking import processes
 
@@ -78,20 +80,39 @@ def test_a_commit_without_flat_layouts_has_the_rows(monkeypatch):
     assert len(list(compiling.suite_calls("cpu"))) == 2 * len(MODELS) * len(TOKENS)
 
 
-def test_one_process_a_core_once_a_package(cache, started):
+def test_one_process_a_core(started):
     compiling.ahead("cpu")
     assert [command[-3:] for command in started] == [["cpu", str(share), "3"] for share in range(3)]
-    compiling.ahead("cpu")
-    assert len(started) == 3
 
 
-def test_another_package_is_compiled_anew(cache, started, tmp_path, monkeypatch):
-    compiling.ahead("cpu")
-    changed = shutil.copytree(processes.ROOT / "src" / "moe_align", tmp_path / "moe_align")
-    (changed / "kernels" / "scan.py").write_text("")
-    monkeypatch.setattr(moe_align, "__file__", str(changed / "__init__.py"))
-    compiling.ahead("cpu")
-    assert len(started) == 6
+@contextlib.contextmanager
+def changed(monkeypatch, tmp_path, module, name):
+    """The module's folder, with another text in a file."""
+    folder = shutil.copytree(Path(module.__file__).parent, tmp_path / module.__name__)
+    (folder / name).write_text("")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "__file__", str(folder / Path(module.__file__).name))
+        yield
+
+
+def is_first():
+    with compiling.first_time() as first:
+        return first
+
+
+def test_once_a_package_and_its_verifications(cache, monkeypatch, tmp_path):
+    assert (is_first(), is_first()) == (True, False)
+    with changed(monkeypatch, tmp_path, moe_align, "kernels/scan.py"):
+        assert (is_first(), is_first()) == (True, False)
+    with changed(monkeypatch, tmp_path, verification, "verification.py"):
+        assert (is_first(), is_first()) == (True, False)
+    assert not is_first()
+
+
+def test_what_fails_is_done_again(cache):
+    with pytest.raises(KeyError), compiling.first_time():
+        raise KeyError
+    assert (is_first(), is_first()) == (True, False)
 
 
 def test_a_share_is_a_command():

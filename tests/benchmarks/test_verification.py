@@ -1,5 +1,6 @@
 """The gate bites: each of these mistakes must keep a commit from having figures."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -174,11 +175,29 @@ def test_suites_fail_when_a_comparison_does(monkeypatch, suite):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(compiling, "ahead", lambda: None)
+    monkeypatch.setattr(compiling, "first_time", lambda: contextlib.nullcontext(False))
     monkeypatch.setattr(verification, "comparisons", lambda device: [(f"on {device}", "differs")])
     device = "cuda" if suite is verification.OnGpu else "cpu"
     with pytest.raises(verification.VerificationError, match=f"on {device}: differs"):
         suite().setup_cache()
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_interpreter_is_asked_once_a_package_and_must_agree(monkeypatch, first):
+    def differs():
+        raise verification.VerificationError("stores: 3 elements were written more than once")
+
+    asked = []
+    monkeypatch.setattr(compiling, "ahead", lambda: asked.append("compiled"))
+    monkeypatch.setattr(compiling, "first_time", lambda: contextlib.nullcontext(first))
+    monkeypatch.setattr(verification, "interpreted", lambda *what: contextlib.nullcontext(differs))
+    monkeypatch.setattr(verification, "comparisons", lambda device: [("a", None)])
+    if first:
+        with pytest.raises(verification.VerificationError, match="written more than once"):
+            verification.verified_on_gpu()
+    else:
+        assert verification.verified_on_gpu().comparisons == 1
+    assert asked == ["compiled"] * first
 
 
 def test_without_a_gpu_the_suite_is_unavailable(monkeypatch):
