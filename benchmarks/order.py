@@ -13,6 +13,8 @@ from benchmarks.placements import copies
 from benchmarks.shapes import MODELS, TOKENS, route
 from benchmarks.verification import OnGpu, skip_unless_verified
 
+# Of an allocation, in int32: 512 bytes.
+_ALIGNMENT = 128
 IMPLEMENTATIONS = ["deterministic", "atomic", "floor"]
 
 
@@ -61,9 +63,9 @@ class _Order(OnGpu):
     def reallocate(self, *_: Any) -> None:
         """Move the counts to other addresses, aligned as an allocation is, and clear the outputs."""
         num_experts = len(self.placed.counts)
-        step = self._COUNTS_ARENA // len(self.buffers)
+        step = self._COUNTS_ARENA // len(self.buffers) // _ALIGNMENT * _ALIGNMENT
         for index, (ids, weights, *out, _counts) in enumerate(self.buffers):
-            start = index * step + self.random.randrange(0, step - num_experts, 128)
+            start = index * step + self.random.randrange(0, step - num_experts, _ALIGNMENT)
             out.append(self.arena[start : start + num_experts])
             # What another call left in the memory must not pass for this one's result.
             for tensor in out:

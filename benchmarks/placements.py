@@ -1,7 +1,8 @@
 """Copies of a call's buffers, for a figure that does not depend on where in memory one of them happens to lie.
 
 On an H100 the same kernel took 2.67 or 2.79 us, depending on the allocation, in one process like in the next. No engine
-chooses the better place, so the timed calls take copies in turns: the figure is the mean over several places.
+chooses the better place, so the timed calls take copies in turns: the figure is a mean over several places, about
+equally often each.
 """
 
 from __future__ import annotations

@@ -3,10 +3,13 @@ import inspect
 import itertools
 import json
 import pkgutil
+import random
 import re
+import types
 
 import asv_bench_gpu
 import pytest
+import torch
 from asv_bench_gpu.verification import Verified
 from asv_runner.benchmarks import benchmark_types
 
@@ -190,15 +193,46 @@ def test_a_suite_finds_the_example_beside_it(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("copies", range(1, 9))
+def test_counts_move_to_aligned_places_of_their_own(copies):
+    suite = order.Rows()
+    suite.random, suite.arena = random.Random(0), torch.zeros(suite._COUNTS_ARENA, dtype=torch.int32)  # noqa: S311
+    suite.placed = types.SimpleNamespace(counts=torch.zeros(896))
+    suite.buffers = [tuple(torch.zeros(896) for _ in range(5)) for _ in range(copies)]
+    for _ in range(3):
+        suite.reallocate()
+        offsets = sorted(buffers[-1].data_ptr() - suite.arena.data_ptr() for buffers in suite.buffers)
+        assert [offset % 512 for offset in offsets] == [0] * copies
+        assert all(after - before >= 896 * 4 for before, after in itertools.pairwise(offsets))
+        assert all(bool((tensor == -1).all()) for buffers in suite.buffers for tensor in buffers[2:])
+    # All take their turn.
+    turns = [buffers[-1].data_ptr() for buffers in itertools.islice(suite.turns, 2 * copies)]
+    assert turns == [buffers[-1].data_ptr() for buffers in suite.buffers] * 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("implementation", order.IMPLEMENTATIONS)
+def test_every_copy_of_rows_is_measured_and_checked(implementation):
+    suite, arguments = order.Rows(), (Verified(1), "Qwen3 MoE (128, 8)", 16, implementation)
+    suite.setup(*arguments)
+    suite.reallocate(*arguments)
+    for _ in suite.buffers:
+        with pytest.raises(AssertionError):
+            suite.check(*arguments)
+        suite.gputime_rows(*arguments)
+    suite.check(*arguments)
+    suite.teardown(*arguments)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("layout", flat.BLOCK_SIZES)
 def test_a_flat_layout_is_measured_and_checked(layout):
     suite, arguments = flat.Layouts(), (Verified(1), layout, "Qwen3 MoE (128, 8)", 16)
     suite.setup(*arguments)
     suite.reallocate(*arguments)
-    with pytest.raises(AssertionError):
-        suite.check(*arguments)
     for _ in suite.buffers:
+        with pytest.raises(AssertionError):
+            suite.check(*arguments)
         suite.gputime_layout(*arguments)
     suite.check(*arguments)
     suite.teardown(*arguments)
