@@ -150,6 +150,8 @@ def default_run_config(
 ) -> RunConfig:
     """The configuration for a shape: the one measured for its neighbour, or the rule of thumb.
 
+    Blocks of few slots are served without one; see `moe_align.kernels.pairs`.
+
     Args:
         implementation: "deterministic" or "atomic".
         num_slots: slots of the call.
@@ -197,7 +199,8 @@ def _tuned(gpu: str | None) -> dict[str, dict[tuple[int, int], RunConfig]]:
 def _tuned_files() -> list[dict[str, Any]]:
     """What `benchmarks.tune` wrote, a file for each GPU."""
     files = resources.files(__package__).joinpath("tuned").iterdir()
-    return [json.loads(file.read_text()) for file in sorted(files, key=lambda file: file.name)]
+    tables = sorted((file for file in files if file.name.endswith(".json")), key=lambda file: file.name)
+    return [json.loads(file.read_text()) for file in tables]
 
 
 @functools.lru_cache
@@ -207,14 +210,15 @@ def tuned_gpu(device: torch.device) -> str | None:
         return None
     name = torch.cuda.get_device_name(device)
     if all(tuned["gpu"] != name for tuned in _tuned_files()):
-        return next((tuned["gpu"] for tuned in _tuned_files() if tuned["chip"] == chip(device)), name)
+        return next((tuned["gpu"] for tuned in _tuned_files() if tuned.get("chip") == chip(device)), name)
     return name
 
 
-def chip(device: torch.device) -> list[int]:
-    """What of a GPU decides which configuration is fast: compute capability, and number of multiprocessors."""
-    properties = torch.cuda.get_device_properties(device)
-    return [properties.major, properties.minor, properties.multi_processor_count]
+def chip(device: torch.device) -> str:
+    """What of a GPU decides which configuration is fast: architecture, and number of multiprocessors."""
+    found = torch.cuda.get_device_properties(device)
+    architecture = found.gcnArchName.partition(":")[0] if torch.version.hip else f"sm_{found.major}{found.minor}"
+    return f"{architecture}, {found.multi_processor_count} multiprocessors"
 
 
 def checked_run_config(implementation: str, run_config: Any) -> RunConfig:

@@ -24,6 +24,10 @@ CONFIGURATIONS = {
     "tiles": {"strategy": "tiles", "BLOCK_SIZE": 64, "num_warps": 1},
 }
 each_configuration = pytest.mark.parametrize("configuration", CONFIGURATIONS)
+#: Without what is chosen: blocks of few slots are served by none of them.
+each_named_configuration = pytest.mark.parametrize(
+    "configuration", [name for name in CONFIGURATIONS if name != "chosen"]
+)
 assert {config.get("strategy") for config in CONFIGURATIONS.values()} == {None, *strategies("deterministic")}
 
 

@@ -16,7 +16,13 @@ from tests.moe_align.cases import (
     random_ids,
     routed_ids,
 )
-from tests.moe_align.flat import CONFIGURATIONS, assert_blocks, check_blocks, each_configuration
+from tests.moe_align.flat import (
+    CONFIGURATIONS,
+    assert_blocks,
+    check_blocks,
+    each_configuration,
+    each_named_configuration,
+)
 
 IDS = torch.tensor([[0, 1, 2], [2, 1, 0]])
 
@@ -107,7 +113,7 @@ def test_buffers_need_no_alignment(device, configuration, guard):
     check_blocks(topk_ids, 4, 5, torch.float32, guard=guard, run_config=CONFIGURATIONS[configuration] or None)
 
 
-@each_configuration
+@each_named_configuration
 @pytest.mark.parametrize("num_experts", [63, 64, 65, 130], ids="experts={}".format)
 def test_more_experts_than_are_counted_at_a_time(device, plan_with, configuration, num_experts):
     plan_with(regions, "_MAX_EXPERTS", 0)
@@ -118,7 +124,7 @@ def test_more_experts_than_are_counted_at_a_time(device, plan_with, configuratio
     check_blocks(topk_ids, 2, num_experts, run_config=CONFIGURATIONS[configuration] or None)
 
 
-@each_configuration
+@each_named_configuration
 @each_mode
 @pytest.mark.parametrize("way", ["histogram", "launch"])
 @pytest.mark.parametrize("num_slots", [14, 40], ids="slots={}".format)

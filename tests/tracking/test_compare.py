@@ -500,7 +500,7 @@ def test_nothing_measured_is_no_pass(scripted, skipped, named):
 def test_numbers_that_must_not_grow(scripted, base, head, limit, verdict):
     scripted.figures["registers"] = lambda side, number: base if side == "base" else head
     comparison = scripted.compare(limits={"registers": limit})
-    assert comparison.quantities == {"registers": compare.Quantity(verdict, base, head, limit, "registers")}
+    assert comparison.quantities == {"registers": compare.Quantity(verdict, base, head, base + limit, "registers")}
     assert comparison.verdict == verdict
     # Once is enough for an exact number.
     asked = {number: selected for number, _, selected in scripted.measured}
@@ -524,7 +524,7 @@ def test_a_number_of_one_commit_only_is_no_pass(scripted):
 def test_a_number_that_may_be_new_has_a_limit_of_its_own(scripted, most, verdict):
     scripted.figures["registers"] = lambda side, number: "no such kernel" if side == "base" else 7
     comparison = scripted.compare(limits={"registers": 100}, new={"registers": most})
-    assert comparison.quantities == {"registers": compare.Quantity(verdict, 0, 7, most, "registers")}
+    assert comparison.quantities == {"registers": compare.Quantity(verdict, None, 7, most, "registers")}
     assert (comparison.verdict, comparison.new) == (verdict, {"registers": "no such kernel"})
 
 
@@ -568,7 +568,9 @@ def test_figures_without_a_verification_are_no_pass(scripted, side, number):
     scripted.verified[side, number] = 0
     comparison = scripted.compare()
     commit = BASE if side == "base" else HEAD
-    assert comparison.problems == {f"{side} {commit[:8]}, verification": "nothing was verified"}
+    assert comparison.problems == {
+        f"{side} {commit[:8]}, verification": "nothing was verified: a setup_cache must return what verify() does"
+    }
 
 
 @pytest.mark.parametrize("side", ["base", "head"])

@@ -57,6 +57,12 @@ def test_seconds_are_times_and_all_else_is_a_quantity(clocked, written, asked):
     assert (list(asked[0]["margins"]), list(asked[0]["limits"])) == ([SAME, VALUE], [TRACK])
 
 
+def test_a_waiver_is_another_limit_for_a_new_number_too(clocked, written, asked):
+    path = written(BASELINE, SUITE, "may_be_new = true\n", QUANTITY, "max_new = 7\n", waiver(), waiver(TRACK, limit=9))
+    gate.gate(clocked.config, path, "second", machine=MACHINE)
+    assert asked[0]["new"] == {SAME: math.inf, VALUE: math.inf, TRACK: 9}
+
+
 def test_a_waiver_is_another_limit_for_one_benchmark(clocked, written, asked):
     path = written(BASELINE, SUITE, QUANTITY, waiver(), waiver(TRACK, limit=1, expires=TODAY))
     comparison = gate.gate(clocked.config, path, "second", machine=MACHINE)
@@ -116,7 +122,7 @@ def test_nothing_is_compared_with_itself(clocked, written, asked):
 
 def test_a_suite_of_which_nothing_is_measured_lets_nothing_pass(clocked, written, monkeypatch):
     def measure(opened, base, head, **options):
-        passed = {TRACK: compare.Quantity("pass", 1, 1, 0, "registers")}
+        passed = {TRACK: compare.Quantity("pass", 1, 1, 1, "registers")}
         skipped = {VALUE: "no GPU", SAME: "no GPU"}
         return compare.Comparison("m", base, head, 0.01, 6, "record", quantities=passed, skipped=skipped)
 

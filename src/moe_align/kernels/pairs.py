@@ -20,7 +20,7 @@ from moe_align.kernels.launch import Call, Launch, Plan
 
 #: Slots at most: a thread compares a place with all of them.
 MAX_SLOTS = 64
-# Slots, and places, for each warp of a program: one a lane.
+# Slots, and places, for each warp of a program: one a lane where a warp has 32.
 _WARP_SLOTS, _WARP_PLACES = 32, 32
 
 

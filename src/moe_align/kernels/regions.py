@@ -13,7 +13,7 @@ what lies past the last region by all programs in turns.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -41,18 +41,24 @@ def _counted_apart(call: Call) -> bool:
     return call.num_slots > _MAX_SLOTS or call.num_experts > _MAX_EXPERTS or work > _MAX_WORK
 
 
-def constants(call: Call, counting: tuple[Any, ...] = (None, None, False, False)) -> tuple[Any, ...] | None:
-    """What `launch.Flat` holds after its tensors; None for rows.
+class _Counting(NamedTuple):
+    """The end of `launch.Flat`: how programs that stream all slots count them; others need not know."""
 
-    ``counting`` is the end of it, how programs that stream all slots count them; others need not know.
-    """
+    bins: int | None = None
+    tile: int | None = None
+    apart: bool = False
+    overlap: bool = False
+
+
+def constants(call: Call, counting: _Counting = _Counting()) -> tuple[Any, ...] | None:  # noqa: B008  (immutable)
+    """What `launch.Flat` holds after its tensors; None for rows."""
     if call.flat is None:
         return None
     shape = (call.flat.first_id, call.flat.block_size, *counting)
     return call.flat.capacity, call.flat.num_blocks, *map(tl.constexpr, shape)
 
 
-def _counting(call: Call, num_warps: int, tile: int) -> tuple[Any, ...]:
+def _counting(call: Call, num_warps: int, tile: int) -> _Counting:
     """How programs count that take about ``tile`` slots at a time."""
     tile = max(min(triton.next_power_of_2(tile), num_warps * _WARP_TILE, _MAX_TILE), num_warps * _MIN_TILE)
     if call.flat is not None and call.flat.has_offsets:
@@ -61,7 +67,7 @@ def _counting(call: Call, num_warps: int, tile: int) -> tuple[Any, ...]:
     # At least a warp's width: a histogram has no fewer bins.
     bins = min(max(64, triton.next_power_of_2(call.num_experts)), _MAX_BINS)
     apart = _counted_apart(call)
-    return bins, tile, apart, apart and can_overlap(call.device)
+    return _Counting(bins, tile, apart, apart and can_overlap(call.device))
 
 
 def plan(call: Call, launch: Launch, *, tile: int, workspace: int = 0) -> Plan:

@@ -11,10 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-#: A graph is sized to run this long: so that starting and stopping the clock does not count; and because each launch in
-#: a graph has its arguments in a place of its own, which a short graph, replayed, still finds in a cache, as in a long
-#: one and in an engine no launch does. On an H100 three dependent launches took 8.1 us in graphs of 40 calls and 9.5 in
-#: graphs of 100, and anything between, process by process, with 50 to 80.
+#: A graph is sized to run this long, or to hold 300 calls if that is shorter: so that starting and stopping the clock
+#: does not count; and because in a short graph dependent launches are faster than in a long one, or in an engine
+#: (decision 9).
 GRAPH_SECONDS = 2e-3
 #: Replays of each graph; their median is the figure.
 REPLAYS = 10

@@ -35,6 +35,7 @@ EXIT_CODES = {"pass": 0, "fail": 1, "invalid": 2, "undecided": 3}
 SIDES = ("base", "head")
 #: How often a round is measured until it is undisturbed.
 ATTEMPTS = 5
+_UNVERIFIED = "nothing was verified: a setup_cache must return what verify() does"
 _WORST_FIRST: list[Verdict] = ["fail", "undecided", "pass"]
 
 
@@ -60,16 +61,16 @@ class Quantity:
     """The verdict on a number that needs no clock and must not grow: one measurement decides.
 
     Attributes:
-        verdict: "fail" if head's is larger by more than ``max_increase``.
-        base, head: the number of each commit.
-        max_increase: by how much head's may be larger.
+        verdict: "fail" if head's is larger than ``limit``.
+        base, head: the number of each commit; None of base where it is new.
+        limit: head's may not be larger.
         unit: of the numbers.
     """
 
     verdict: Verdict
-    base: float
+    base: float | None
     head: float
-    max_increase: float
+    limit: float
     unit: str
 
 
@@ -89,7 +90,7 @@ class Comparison:
         calibration: what is known of the gate's rates of error.
         skipped: benchmark -> why neither commit can be measured here.
         new: benchmark -> why base cannot be measured, where head can, and a policy allows that: a time is not compared,
-            another number as if base's were 0.
+            another number has a limit of its own.
         problems: what went wrong where -> a message; then there is no verdict.
         unsettled: what disturbed the last round `ATTEMPTS` times; then nothing passes.
     """
@@ -337,7 +338,7 @@ class Session:
             return stale
         found = {side: Found.of(entry) for side, entry in rounds.items()}
         unverified = {
-            f"{side} {entry.commit[:8]}, verification": "nothing was verified"
+            f"{side} {entry.commit[:8]}, verification": _UNVERIFIED
             for side, entry in rounds.items()
             if found[side].values and not entry.verified
         }
@@ -397,17 +398,13 @@ class Session:
         skipped, comparison.new = self._absent(base, head)
         comparison.skipped = {key: skipped[key] for key in self._keys(0) if key in skipped}
         quantities = {}
-        for key, limit in self.limits.items():
+        for key, increase in self.limits.items():
             if key not in comparison.skipped:
-                before, increase = (0, self.new[key]) if key in comparison.new else (base.values[key], limit)
-                quantities[key] = Quantity(
-                    "fail" if head.values[key] - before > increase else "pass",
-                    before,
-                    head.values[key],
-                    increase,
-                    self.project.benchmarks[self.places[key][0]]["unit"],
-                )
-        comparison.quantities = _worst_first(quantities, lambda quantity: quantity.head - quantity.base)
+                before, now = base.values.get(key), head.values[key]
+                limit = self.new[key] if before is None else before + increase
+                unit = self.project.benchmarks[self.places[key][0]]["unit"]
+                quantities[key] = Quantity("fail" if now > limit else "pass", before, now, limit, unit)
+        comparison.quantities = _worst_first(quantities, lambda quantity: quantity.head - (quantity.base or 0))
 
     def _judge(self, pairs: list[Pair]) -> Verdict:
         """Look at all rounds so far."""

@@ -40,8 +40,9 @@ def gate(
         opened = project.prepare(conf, bench=None, machine=machine, timeout_seconds=timeout_seconds)
         with blaming(policy):
             matched = rules.matched(opened)
-            margins, limits = matched.margins(), matched.limits()
+            margins, limits, new = matched.margins(), matched.limits(), matched.new()
             waivers = _waive(rules, conf, base, head, margins, limits)
+            new |= {key: limits[key] for key in new.keys() & limits.keys() & waivers.keys()}
         calibration = calibrate.known(opened, rules)
         comparison = compare.measure(
             opened,
@@ -49,7 +50,7 @@ def gate(
             head,
             margins=margins,
             limits=limits,
-            new=matched.new(),
+            new=new,
             family_alpha=rules.family_alpha,
             max_rounds=rules.max_rounds,
         )

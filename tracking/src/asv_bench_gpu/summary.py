@@ -45,7 +45,7 @@ def junit(comparison: Comparison) -> str:
     for name, row in comparison.rows.items():
         cases[name] = outcomes[row.verdict], f"{_meaning(row)}: {row.reason}"
     for name, number in comparison.quantities.items():
-        cases[name] = outcomes[number.verdict], f"{number.base:g} {number.unit} became {number.head:g}"
+        cases[name] = outcomes[number.verdict], f"{_number(number.base)} {number.unit} became {number.head:g}"
     absent = {name: ("skipped", reason) for name, reason in (comparison.skipped | comparison.new).items()}
     cases = absent | cases  # a number that is new has a verdict all the same
     cases |= {name: ("error", message) for name, message in comparison.problems.items()}
@@ -172,7 +172,8 @@ def _body(comparison: Comparison, style: str) -> Iterator[str]:
         yield from _table(changed, _quantity_cells, comparison.waivers, style)
     for reason, count in Counter(map(_last_line, comparison.skipped.values())).items():
         yield f"{count} not measured in either commit: {reason}"
-    for reason, count in Counter(map(_last_line, comparison.new.values())).items():
+    new = [reason for key, reason in comparison.new.items() if key not in comparison.quantities]
+    for reason, count in Counter(map(_last_line, new)).items():
         yield f"{count} new in head, not compared: {reason}"
     if comparison.calibration:
         yield f"calibration: {comparison.calibration}"
@@ -207,9 +208,9 @@ def _time_cells(row: Row) -> dict[str, str]:
 
 def _quantity_cells(number: Quantity) -> dict[str, str]:
     return {
-        "base": f"{number.base:g}",
+        "base": _number(number.base),
         "head": f"{number.head:g}",
-        "allowed": f"{number.base + number.max_increase:g}",
+        "allowed": f"{number.limit:g}",
         "unit": number.unit,
     }
 
@@ -227,6 +228,10 @@ def _meaning(row: Row) -> str:
 
 def _ratio(value: float | None) -> str:
     return "?" if value is None else f"{value:.3f}"
+
+
+def _number(value: float | None) -> str:
+    return "new" if value is None else f"{value:g}"
 
 
 def _time(seconds: float | None) -> str:

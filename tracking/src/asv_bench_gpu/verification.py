@@ -14,6 +14,9 @@ class VerificationError(Exception):
 class Verified:
     """Proof that results were compared before any figure; comes from `verify`, and adds up.
 
+    A suite of ``track_*`` whose benchmarks need something else as well returns it beside this from `setup_cache`, in a
+    tuple: a round in which nothing was verified decides nothing.
+
     Attributes:
         comparisons: how many.
     """

@@ -69,7 +69,7 @@ def measure(
         if on_gpu and device.is_at_fault(error):
             return Outcome(facts=facts, failed="device", message=_last_traceback())
         raise
-    # A suite that also needs something else from its cache returns both, in a tuple. Suites may share a verification.
+    # Suites may share a verification, and may return it beside something else.
     parts = itertools.chain.from_iterable(cache if isinstance(cache, tuple) else (cache,) for cache in caches.values())
     verifications = {id(part): part.comparisons for part in parts if isinstance(part, Verified)}
     return Outcome(facts=facts, verified=sum(verifications.values()), figures=figures, **machine)
