@@ -173,22 +173,39 @@ def same_code(side, number):
     return "code"
 
 
-def test_the_same_code_is_no_slowdown_whatever_its_times(scripted):
+def test_the_same_code_passes_and_is_not_timed(scripted):
     scripted.figures["odd"] = slower_by(50)
     assert scripted.compare().verdict == "fail"
     scripted.codes["odd"] = same_code
     scripted.versions["odd"] = "2"
+    scripted.measured.clear()
     comparison = scripted.compare()
-    assert (comparison.verdict, comparison.exit_code) == ("pass", 0)
+    assert (comparison.verdict, comparison.exit_code, comparison.rounds) == ("pass", 0, 3)
     row = comparison.rows["odd"]
-    assert (row.verdict, row.identical, row.ratio) == ("pass", True, pytest.approx(1.5))
-    assert {key: row.identical for key, row in comparison.rows.items()} == {"odd": True, "same": False, "other": False}
+    assert (row.verdict, row.identical, row.ratio, row.rounds, row.head_seconds) == ("pass", True, None, 0, None)
+    assert {key: row.identical for key, row in comparison.rows.items()} == {"same": False, "other": False, "odd": True}
+    asked = {number: selected for number, _, selected in scripted.measured}
+    assert asked == {0: ["odd", "other", "same"]} | {number: ["other", "same"] for number in (1, 2, 3)}
+    scripted.measured.clear()
+    assert (scripted.compare(), scripted.measured) == (comparison, [])
 
 
-def test_where_all_code_is_the_same_one_round_is_enough(scripted):
+def test_the_same_code_is_no_part_of_the_family(scripted):
+    # One benchmark alone can fail after fewer rounds than one of two hundred.
+    scripted.figures |= {f"more {number}": lambda side, number: 1e-6 for number in range(200)}
+    scripted.figures["odd"] = slower_by(50)
+    options = {"family_alpha": 0.01, "max_rounds": 40}
+    assert (scripted.compare(**options).verdict, scripted.rounds()[0][-1]) == ("fail", 16)
+    scripted.codes = {name: same_code for name in scripted.figures if name != "odd"}
+    scripted.versions["odd"] = "2"
+    assert (scripted.compare(**options).verdict, scripted.rounds()[0][-1]) == ("fail", 9)
+
+
+def test_where_all_code_is_the_same_the_warm_up_is_enough(scripted):
     scripted.codes = dict.fromkeys(scripted.figures, same_code)
     comparison = scripted.compare()
-    assert (comparison.verdict, scripted.rounds()[0]) == ("pass", [0, 1])
+    assert (comparison.verdict, comparison.rounds, scripted.rounds()[0]) == ("pass", 0, [0])
+    assert (scripted.compare(), scripted.measured) == (comparison, [])
 
 
 @pytest.mark.parametrize(
@@ -198,10 +215,10 @@ def test_where_all_code_is_the_same_one_round_is_enough(scripted):
         pytest.param(lambda side, number: "code" if side == "head" else None, id="unknown-in-base"),
         pytest.param(lambda side, number: "code" if side == "base" else None, id="unknown-in-head"),
         pytest.param(lambda side, number: None, id="unknown"),
-        pytest.param(lambda side, number: side if number == 2 else "code", id="another-in-one-round"),
+        pytest.param(lambda side, number: "code" if number else side, id="the-same-only-later"),
     ],
 )
-def test_code_that_is_not_the_same_in_every_round_is_judged_by_its_times(scripted, code):
+def test_code_that_is_not_known_to_be_the_same_is_judged_by_its_times(scripted, code):
     scripted.figures["odd"] = slower_by(50)
     scripted.codes["odd"] = code
     comparison = scripted.compare()
@@ -215,13 +232,12 @@ def test_a_commit_with_itself_is_judged_by_its_times(scripted):
     assert not any(row.identical for row in comparison.rows.values())
 
 
-def test_the_same_code_does_not_stand_in_for_a_figure(scripted):
+@pytest.mark.parametrize("value", [RuntimeError("lost"), "not here"], ids=["error", "skipped"])
+def test_the_same_code_does_not_stand_in_for_a_figure(scripted, value):
     scripted.codes = dict.fromkeys(scripted.figures, same_code)
-    scripted.figures["same"] = lambda side, number: RuntimeError("lost") if (side, number) == ("head", 1) else 1e-6
+    scripted.figures["same"] = lambda side, number: value if side == "head" else 1e-6
     comparison = scripted.compare()
     assert (comparison.exit_code, list(comparison.problems)) == (2, ["same of head"])
-    scripted.figures["same"] = lambda side, number: 0.0
-    assert scripted.compare().exit_code == 2
 
 
 def test_the_worst_is_first(scripted):

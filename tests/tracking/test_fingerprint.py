@@ -122,6 +122,16 @@ class Gpu:
         knobs = types.SimpleNamespace(runtime=types.SimpleNamespace(launch_enter_hook=self.hooks))
         jit = types.SimpleNamespace(JITFunction=JITFunction, knobs=knobs)
         monkeypatch.setitem(sys.modules, "triton.runtime.jit", jit)
+
+        class Autotuner:
+            def __init__(self, kernel):
+                self.kernel = kernel
+
+            def run(self, *args, **kwargs):
+                return self.kernel.run(*args, **kwargs)
+
+        self.tuner, self.tuned_run = Autotuner, Autotuner.run
+        monkeypatch.setitem(sys.modules, "triton.runtime.autotuner", types.SimpleNamespace(Autotuner=Autotuner))
         monkeypatch.setattr(device, "is_present", lambda: True)
         monkeypatch.setattr(clock, "side_stream", lambda: contextlib.nullcontext("stream"))
         monkeypatch.setattr(clock, "capture", self.capture)
@@ -202,6 +212,12 @@ def test_a_graph_with_something_else_in_it_has_none(gpu, number):
     assert gpu.of((gpu.kernel(), (4,), 8), (gpu.kernel(), (4,), 8)) is None
 
 
+@pytest.mark.parametrize("number", [0, 1], ids=["alone", "beside-something-else"])
+def test_what_an_autotuner_chose_has_none(gpu, number):
+    gpu.unknown_nodes = number
+    assert gpu.of((gpu.kernel(), (4,), 8), (gpu.tuner(gpu.kernel()), (4,), 8)) is None
+
+
 def test_a_call_without_triton_has_none(gpu, monkeypatch):
     assert fingerprint.of(lambda: None) is None
     monkeypatch.delitem(sys.modules, "triton.runtime.jit")
@@ -211,7 +227,7 @@ def test_a_call_without_triton_has_none(gpu, monkeypatch):
 def test_triton_is_as_before_after_an_error(gpu):
     with pytest.raises(ZeroDivisionError):
         fingerprint.of(lambda: 1 / 0)
-    assert gpu.kernel.run is gpu.run
+    assert (gpu.kernel.run, gpu.tuner.run) == (gpu.run, gpu.tuned_run)
     assert not gpu.hooks
 
 

@@ -44,10 +44,15 @@ def lines(text):
 
 
 def test_the_same_compiled_code_is_named():
-    told = lines(summary.text(comparison(rows={"same": row("pass", 1.07, identical=True), "other": row()})))
+    untimed = row("pass", None, None, None, identical=True, base_seconds=None)
+    told = lines(summary.text(comparison(rows={"other": row(), "same": untimed})))
     assert told[0] == "PASS: 0 of 2 benchmarks slower than their margin"
-    assert "pass 1.070 up to 1.001 2.00 µs 2.14 µs the same compiled code same" in told
-    assert told[-1] == "1 ran the same compiled code in both commits: what their times differ by is noise"
+    assert [line for line in told if line.startswith("pass")] == [
+        "pass 1.000 up to 1.001 2.00 µs 2.00 µs not 3 % slower other"
+    ]
+    assert told[-1] == "1 run the same compiled code in both commits, so they were not timed"
+    told = lines(summary.text(comparison(rows={"same": untimed}, rounds=0)))
+    assert (len(told), told[-1]) == (5, "1 run the same compiled code in both commits, so they were not timed")
 
 
 def test_a_calibration_names_what_is_noisy():

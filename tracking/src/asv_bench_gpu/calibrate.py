@@ -192,7 +192,15 @@ def calibrate(
             if not margins:
                 raise UsageError("expected a [[suite]]: only times need a calibration")
         session = Session(
-            opened, commit, _twin(conf, commit), margins, {}, rules.family_alpha, rules.max_rounds, slowdowns_percent
+            opened,
+            commit,
+            _twin(conf, commit),
+            margins,
+            {},
+            rules.family_alpha,
+            rules.max_rounds,
+            slowdowns_percent,
+            twin=True,
         )
         log_ratios, slowed = _log_ratios(session, rounds)
         calibration = Calibration(

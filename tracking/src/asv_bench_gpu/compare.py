@@ -2,8 +2,9 @@
 
 Each round builds and installs both commits, one after the other, and runs `asv_bench_gpu.worker` for each in a fresh
 process, which verifies before it measures. A coin decides which commit is first. Round 0 warms the machine up and gives
-the quantities that need no clock; its times are discarded. After every further round `asv_bench_gpu.verdict` looks at
-all of them, and the first verdict ends the comparison. Finished rounds are kept: the same comparison goes on after an
+what needs no clock: quantities, and which benchmarks run the same compiled code in both commits, so that their times
+tell nothing; its times are discarded. After every further round `asv_bench_gpu.verdict` looks at all of the others, and
+the first verdict ends the comparison. Finished rounds are kept: the same comparison goes on after an
 interruption, and a finished one is not measured again. A round in which something else slowed the GPU down does not
 count and is repeated; on a machine that does not settle nothing is decided.
 """
@@ -46,8 +47,7 @@ class Row(verdict.Row):
     Attributes:
         margin_percent: by how much head may be slower.
         base_seconds, head_seconds: median over rounds; None without any.
-        identical: both commits ran the same compiled code in every round (`asv_bench_gpu.fingerprint`), so this is no
-            fail, whatever the ratio.
+        identical: both commits run the same compiled code (`asv_bench_gpu.fingerprint`): this passes, and is not timed.
     """
 
     margin_percent: float
@@ -199,7 +199,8 @@ def measure(
 class Session:
     """The state of one comparison; arguments are as for `measure`.
 
-    With ``slowdowns_percent``, head's times are measured with each of these slowdowns, too.
+    With ``slowdowns_percent``, head's times are measured with each of these slowdowns, too. A ``twin`` has base's code,
+    and is timed all the same: to find out about noise.
     """
 
     def __init__(
@@ -212,10 +213,14 @@ class Session:
         family_alpha: float,
         max_rounds: int,
         slowdowns_percent: Sequence[int] = (),
+        *,
+        twin: bool = False,
         new: Mapping[str, float] | None = None,
     ):
         self.project = opened
         self.slowdowns_percent = slowdowns_percent
+        self.same_code_counts = not twin and base != head
+        self.identical: set[str] = set()
         self.places = opened.places()
         self.margins = margins
         self.limits = limits
@@ -248,7 +253,7 @@ class Session:
                 clear = self._judge(judged) != "undecided"
             for what, message in self.comparison.problems.items():
                 project.say(f"FAILED {what}: {message.strip()}")
-            if clear or self.comparison.problems:
+            if clear or self.comparison.problems or not self._judged():
                 return
 
     def pairs(self, last: int) -> Iterator[Pair]:
@@ -311,7 +316,13 @@ class Session:
 
     def _keys(self, number: int) -> list[str]:
         """What a round measures."""
-        return [*self.margins] if number else [*self.margins, *self.limits]
+        return [key for key in self.margins if key not in self.identical] if number else [*self.margins, *self.limits]
+
+    def _judged(self) -> list[str]:
+        """Whose times are judged together. Round 0 decides: who belongs to the family must not depend on its times."""
+        comparison = self.comparison
+        left_out = comparison.skipped.keys() | comparison.new.keys() | self.identical
+        return [key for key in self.margins if key not in left_out]
 
     def problems(self, pair: Pair) -> dict[str, str]:
         """Why there is no verdict with this pair: what is wrong or missing -> a message.
@@ -404,17 +415,18 @@ class Session:
                 limit = self.new[key] if before is None else before + increase
                 unit = self.project.benchmarks[self.places[key][0]]["unit"]
                 quantities[key] = Quantity("fail" if now > limit else "pass", before, now, limit, unit)
+        if self.same_code_counts:
+            self.identical = {
+                key for key in self.margins if head.code.get(key) and head.code[key] == base.code.get(key)
+            }
+        comparison.rows = self._identical_rows()
         comparison.quantities = _worst_first(quantities, lambda quantity: quantity.head - (quantity.base or 0))
 
     def _judge(self, pairs: list[Pair]) -> Verdict:
         """Look at all rounds so far."""
         comparison = self.comparison
         found = [(Found.of(pair.base), Found.of(pair.head)) for pair in pairs]
-        times = {
-            key: [(base.values.get(key), head.values.get(key)) for base, head in found]
-            for key in self.margins
-            if key not in comparison.skipped and key not in comparison.new
-        }
+        times = {key: [(base.values.get(key), head.values.get(key)) for base, head in found] for key in self._judged()}
         rows = {
             key: Row(
                 **vars(row),
@@ -424,14 +436,8 @@ class Session:
             )
             for key, row in self.judge(times).rows.items()
         }
-        # All are judged as one family whatever their code: who is in it must not change from look to look.
-        rows |= {
-            key: dataclasses.replace(row, verdict="pass", identical=True)
-            for key, row in rows.items()
-            if self._same_code(key, found) and not row.missing
-        }
         comparison.rounds = len(pairs)
-        comparison.rows = _worst_first(rows, lambda row: row.ratio or math.inf)
+        comparison.rows = _worst_first(rows, lambda row: row.ratio or math.inf) | self._identical_rows()
         comparison.problems = {key: row.reason for key, row in rows.items() if row.missing}
         counts = Counter(row.verdict for row in rows.values())
         seconds = pairs[-1].base.seconds + pairs[-1].head.seconds
@@ -441,10 +447,14 @@ class Session:
         )
         return verdict.together(row.verdict for row in rows.values())
 
-    def _same_code(self, key: str, found: list[tuple[Found, Found]]) -> bool:
-        """Whether two commits ran the same code in every round; one with itself is about noise, never about code."""
-        codes = [(base.code.get(key), head.code.get(key)) for base, head in found]
-        return self.comparison.base != self.comparison.head and all(base and base == head for base, head in codes)
+    def _identical_rows(self) -> dict[str, Row]:
+        """Of what is not timed, because nothing can be slower."""
+        untimed = verdict.Row("pass", None, None, None, 0, 0, "the same compiled code in both commits")
+        return {
+            key: Row(**vars(untimed), margin_percent=margin, base_seconds=None, head_seconds=None, identical=True)
+            for key, margin in self.margins.items()
+            if key in self.identical
+        }
 
     def _versions(self, keys: Iterable[str]) -> list[list[str]]:
         return [[key, self.project.benchmarks[self.places[key][0]]["version"]] for key in sorted(keys)]

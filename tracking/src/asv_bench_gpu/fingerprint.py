@@ -6,8 +6,8 @@ how it is launched; the grid; and the arguments, numbers by value, tensors by ty
 begin at the same address.
 
 Only Triton's launches are known that well. If the call's CUDA graph holds anything else, be it torch's own kernel, a
-copy or a fill, there is no fingerprint. What launches on several streams wait for, where tensors lie, and what is in
-them is not looked at.
+copy or a fill, there is no fingerprint; nor where Triton's autotuner chooses, which may choose otherwise in the next
+process. What launches on several streams wait for, where tensors lie, and what is in them is not looked at.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from asv_bench_gpu import clock, device
 #: Of the compiled kernel's metadata, what decides how it runs.
 _METADATA = ("num_warps", "num_ctas", "shared", "maxnreg", "launch_cooperative_grid", "launch_pdl")
 _HEX_DIGITS = 16
+#: Among the launches, where an autotuner chose.
+_CHOSEN = None
 # From ELF's specification: flags and types of a section.
 _SHF_ALLOC, _SHT_NOBITS = 2, 8
 
@@ -42,7 +44,7 @@ def of(call: Callable[[], object]) -> str | None:
     launches: list[Any] = []
     with clock.side_stream() as stream, _recording(jit, launches):
         graph = clock.capture(call, 1, stream, keep_graph=True)
-    if not launches or _nodes(graph) != len(launches):
+    if not launches or _CHOSEN in launches or _nodes(graph) != len(launches):
         return None
     return hashlib.sha256(repr(launches).encode()).hexdigest()[:_HEX_DIGITS]
 
@@ -51,6 +53,8 @@ def of(call: Callable[[], object]) -> str | None:
 def _recording(jit: Any, launches: list[Any]) -> Iterator[None]:
     """Describe in ``launches`` what Triton launches inside."""
     function_type, original = jit.JITFunction, jit.JITFunction.run
+    tuner_type = sys.modules["triton.runtime.autotuner"].Autotuner
+    tuned_run = tuner_type.run
     addresses: dict[int, int] = {}
 
     def run(function: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
@@ -67,13 +71,17 @@ def _recording(jit: Any, launches: list[Any]) -> Iterator[None]:
             launches.append((_compiled(compiled), tuple(grids[-1]), arguments))
         return compiled
 
+    def tuned(*args: Any, **kwargs: Any) -> Any:
+        launches.append(_CHOSEN)
+        return tuned_run(*args, **kwargs)
+
     hooks = jit.knobs.runtime.launch_enter_hook
     hooks.add(_listen)
-    function_type.run = run
+    function_type.run, tuner_type.run = run, tuned
     try:
         yield
     finally:
-        function_type.run = original
+        function_type.run, tuner_type.run = original, tuned_run
         hooks.remove(_listen)
 
 

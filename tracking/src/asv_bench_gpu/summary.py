@@ -163,10 +163,11 @@ def _body(comparison: Comparison, style: str) -> Iterator[str]:
         yield "\n".join(f"- {what}: {_last_line(message)}" for what, message in comparison.problems.items())
     if comparison.unsettled:
         yield f"disturbed in every attempt at a further round: {comparison.unsettled}"
-    if comparison.rows:
-        yield from _table(comparison.rows, _time_cells, comparison.waivers, style)
-        if identical := sum(row.identical for row in comparison.rows.values()):
-            yield f"{identical} ran the same compiled code in both commits: what their times differ by is noise"
+    timed = {key: row for key, row in comparison.rows.items() if not row.identical}
+    if timed:
+        yield from _table(timed, _time_cells, comparison.waivers, style)
+    if identical := len(comparison.rows) - len(timed):
+        yield f"{identical} run the same compiled code in both commits, so they were not timed"
     changed = {key: number for key, number in comparison.quantities.items() if number.base != number.head}
     if changed:
         yield from _table(changed, _quantity_cells, comparison.waivers, style)
@@ -217,8 +218,6 @@ def _quantity_cells(number: Quantity) -> dict[str, str]:
 
 def _meaning(row: Row) -> str:
     """What a verdict says about head."""
-    if row.identical:
-        return "the same compiled code"
     if row.verdict == "fail":
         return f"slower by more than {row.margin_percent:g} %"
     if row.verdict == "undecided":
