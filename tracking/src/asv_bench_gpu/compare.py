@@ -403,7 +403,7 @@ class Session:
         return sorted(found.union(canary.moved([pair.base.canary, pair.head.canary])))
 
     def _begin(self, pair: Pair) -> None:
-        """Take from round 0 what needs no clock, and what cannot be measured here."""
+        """Take from round 0 what needs no clock: what cannot be measured here, or need not be, and the quantities."""
         comparison = self.comparison
         base, head = Found.of(pair.base), Found.of(pair.head)
         skipped, comparison.new = self._absent(base, head)
