@@ -25,7 +25,7 @@ def planned(monkeypatch):
     dispatch._launcher.cache_clear()
 
 
-@pytest.mark.parametrize("num_experts", [1, 256, 257, 1000], ids="experts={}".format)
+@pytest.mark.parametrize("num_experts", [1, 257], ids="experts={}".format)
 def test_blocks_of_up_to_64_slots_are_served(device, planned, num_experts):
     for num_slots in (0, 1, 63, 64, 65):
         check_blocks(random_ids(num_slots, 1, num_experts).to(device), 4, num_experts)
