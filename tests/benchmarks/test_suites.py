@@ -211,29 +211,21 @@ def test_counts_move_to_aligned_places_of_their_own(copies):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("implementation", order.IMPLEMENTATIONS)
-def test_every_copy_of_rows_is_measured_and_checked(implementation):
-    suite, arguments = order.Rows(), (Verified(1), "Qwen3 MoE (128, 8)", 16, implementation)
+@pytest.mark.parametrize(
+    ("suite", "call", "arguments"),
+    [
+        *[(order.Rows, "gputime_rows", ("Qwen3 MoE (128, 8)", 16, name)) for name in order.IMPLEMENTATIONS],
+        *[(flat.Layouts, "gputime_layout", (name, "Qwen3 MoE (128, 8)", 16)) for name in flat.BLOCK_SIZES],
+    ],
+)
+def test_every_copy_is_measured_and_checked(suite, call, arguments):
+    suite, arguments = suite(), (Verified(1), *arguments)
     suite.setup(*arguments)
     suite.reallocate(*arguments)
     for _ in suite.buffers:
         with pytest.raises(AssertionError):
             suite.check(*arguments)
-        suite.gputime_rows(*arguments)
-    suite.check(*arguments)
-    suite.teardown(*arguments)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("layout", flat.BLOCK_SIZES)
-def test_a_flat_layout_is_measured_and_checked(layout):
-    suite, arguments = flat.Layouts(), (Verified(1), layout, "Qwen3 MoE (128, 8)", 16)
-    suite.setup(*arguments)
-    suite.reallocate(*arguments)
-    for _ in suite.buffers:
-        with pytest.raises(AssertionError):
-            suite.check(*arguments)
-        suite.gputime_layout(*arguments)
+        getattr(suite, call)(*arguments)
     suite.check(*arguments)
     suite.teardown(*arguments)
 
