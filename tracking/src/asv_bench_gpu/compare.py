@@ -4,9 +4,9 @@ Each round builds and installs both commits, one after the other, and runs `asv_
 process, which verifies before it measures. A coin decides which commit is first. Round 0 warms the machine up and gives
 what needs no clock: quantities, and which benchmarks run the same compiled code in both commits, so that their times
 tell nothing; its times are discarded. After every further round `asv_bench_gpu.verdict` looks at all of the others, and
-the first verdict ends the comparison. Finished rounds are kept: the same comparison goes on after an
-interruption, and a finished one is not measured again. A round in which something else slowed the GPU down does not
-count and is repeated; on a machine that does not settle nothing is decided.
+the first verdict ends the comparison. Finished rounds are kept: the same comparison goes on after an interruption, and
+a finished one is not measured again. A round in which something else slowed the GPU down does not count and is
+repeated; on a machine that does not settle nothing is decided.
 """
 
 from __future__ import annotations
@@ -220,7 +220,8 @@ class Session:
         self.project = opened
         self.slowdowns_percent = slowdowns_percent
         self.same_code_counts = not twin and base != head
-        self.identical: set[str] = set()
+        #: Of what is not timed, because nothing can be slower.
+        self.identical: dict[str, Row] = {}
         self.places = opened.places()
         self.margins = margins
         self.limits = limits
@@ -321,7 +322,7 @@ class Session:
     def _judged(self) -> list[str]:
         """Whose times are judged together. Round 0 decides: who belongs to the family must not depend on its times."""
         comparison = self.comparison
-        left_out = comparison.skipped.keys() | comparison.new.keys() | self.identical
+        left_out = comparison.skipped | comparison.new | self.identical
         return [key for key in self.margins if key not in left_out]
 
     def problems(self, pair: Pair) -> dict[str, str]:
@@ -416,10 +417,13 @@ class Session:
                 unit = self.project.benchmarks[self.places[key][0]]["unit"]
                 quantities[key] = Quantity("fail" if now > limit else "pass", before, now, limit, unit)
         if self.same_code_counts:
+            untimed = vars(verdict.Row("pass", None, None, None, 0, 0, "the same compiled code in both commits"))
             self.identical = {
-                key for key in self.margins if head.code.get(key) and head.code[key] == base.code.get(key)
+                key: Row(**untimed, margin_percent=margin, base_seconds=None, head_seconds=None, identical=True)
+                for key, margin in self.margins.items()
+                if head.code.get(key) and head.code[key] == base.code.get(key)
             }
-        comparison.rows = self._identical_rows()
+        comparison.rows = dict(self.identical)
         comparison.quantities = _worst_first(quantities, lambda quantity: quantity.head - (quantity.base or 0))
 
     def _judge(self, pairs: list[Pair]) -> Verdict:
@@ -437,7 +441,7 @@ class Session:
             for key, row in self.judge(times).rows.items()
         }
         comparison.rounds = len(pairs)
-        comparison.rows = _worst_first(rows, lambda row: row.ratio or math.inf) | self._identical_rows()
+        comparison.rows = _worst_first(rows, lambda row: row.ratio or math.inf) | self.identical
         comparison.problems = {key: row.reason for key, row in rows.items() if row.missing}
         counts = Counter(row.verdict for row in rows.values())
         seconds = pairs[-1].base.seconds + pairs[-1].head.seconds
@@ -446,15 +450,6 @@ class Session:
             f"{counts['pass']} pass, {counts['fail']} fail, {counts['undecided']} undecided"
         )
         return verdict.together(row.verdict for row in rows.values())
-
-    def _identical_rows(self) -> dict[str, Row]:
-        """Of what is not timed, because nothing can be slower."""
-        untimed = verdict.Row("pass", None, None, None, 0, 0, "the same compiled code in both commits")
-        return {
-            key: Row(**vars(untimed), margin_percent=margin, base_seconds=None, head_seconds=None, identical=True)
-            for key, margin in self.margins.items()
-            if key in self.identical
-        }
 
     def _versions(self, keys: Iterable[str]) -> list[list[str]]:
         return [[key, self.project.benchmarks[self.places[key][0]]["version"]] for key in sorted(keys)]
