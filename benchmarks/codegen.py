@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from asv_bench_gpu.verification import Verified
 
@@ -99,33 +99,35 @@ class Kernels:
     setup_cache.timeout = 600
 
     def setup(self, compiled: Compiled, kernel: str, target: str) -> None:
-        """Leave out what the commit does not have."""
-        if f"{kernel} {target}" not in compiled.resources:
+        """Find what was compiled; leave out what the commit does not have."""
+        name = f"{kernel} {target}"
+        if name not in compiled.resources:
             raise NotImplementedError(f"the commit has no kernel {kernel!r}")
+        self.resources = compiled.resources[name]
 
-    def track_registers(self, compiled: Compiled, kernel: str, target: str) -> int:
+    def track_registers(self, *_: Any) -> int:
         """Registers per thread."""
-        return compiled.resources[f"{kernel} {target}"]["registers"]
+        return self.resources["registers"]
 
-    def track_spill_bytes(self, compiled: Compiled, kernel: str, target: str) -> int:
+    def track_spill_bytes(self, *_: Any) -> int:
         """Bytes of stack per thread."""
-        return compiled.resources[f"{kernel} {target}"]["spill_bytes"]
+        return self.resources["spill_bytes"]
 
-    def track_shared_bytes(self, compiled: Compiled, kernel: str, target: str) -> int:
+    def track_shared_bytes(self, *_: Any) -> int:
         """Bytes of shared memory per program."""
-        return compiled.resources[f"{kernel} {target}"]["shared_bytes"]
+        return self.resources["shared_bytes"]
 
-    def track_instructions(self, compiled: Compiled, kernel: str, target: str) -> int:
+    def track_instructions(self, *_: Any) -> int:
         """Machine instructions."""
-        return compiled.resources[f"{kernel} {target}"]["instructions"]
+        return self.resources["instructions"]
 
-    def track_atomics(self, compiled: Compiled, kernel: str, target: str) -> int:
+    def track_atomics(self, *_: Any) -> int:
         """Machine instructions that are atomic in global memory."""
-        return compiled.resources[f"{kernel} {target}"]["atomics"]
+        return self.resources["atomics"]
 
-    def track_shared_atomics(self, compiled: Compiled, kernel: str, target: str) -> int:
+    def track_shared_atomics(self, *_: Any) -> int:
         """Machine instructions that are atomic in shared memory."""
-        return compiled.resources[f"{kernel} {target}"]["shared_atomics"]
+        return self.resources["shared_atomics"]
 
     track_registers.unit = "registers"
     track_spill_bytes.unit = track_shared_bytes.unit = "bytes"
