@@ -206,11 +206,15 @@ def main() -> None:
         "--slots", nargs="+", type=int, choices=SLOTS, default=SLOTS, metavar="S", help="likewise (all)"
     )
     arguments = parser.parse_args()
+    grids = {table: shapes(table, arguments.experts, arguments.slots) for table in arguments.tables}
+    for table, grid in grids.items():
+        if not grid:
+            parser.error(f"--slots: {table} has no entries for {' '.join(map(str, arguments.slots))}")
 
     jobs = [
         (table, num_experts, num_slots, config)
-        for table in arguments.tables
-        for num_experts, num_slots in shapes(table, arguments.experts, arguments.slots)
+        for table, grid in grids.items()
+        for num_experts, num_slots in grid
         for config in configurations(table, num_slots, num_experts)
     ]
     with concurrent.futures.ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
@@ -224,14 +228,14 @@ def main() -> None:
         "torch": torch.__version__,
         "triton": triton.__version__,
     }
-    for table in arguments.tables:
+    for table, grid in grids.items():
         rows = {(row["num_experts"], row["num_slots"]): row for row in tuned.get(table, ())}
-        for num_experts, num_slots in shapes(table, arguments.experts, arguments.slots):
+        for num_experts, num_slots in grid:
             found = tune(table, num_experts, num_slots)
             row = rows[num_experts, num_slots] = {"num_experts": num_experts, "num_slots": num_slots, **found}
             print(table, json.dumps(row), file=sys.stderr, flush=True)
         tuned[table] = [rows[shape] for shape in sorted(rows)]
-    file.write_text(json.dumps(tuned, indent=1) + "\n")
+        file.write_text(json.dumps(tuned, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,13 @@ def test_what_no_strategy_serves_has_no_entries():
     assert tune.shapes("blocks", [8, 256], [64, 128]) == [(8, 128), (256, 128)]
 
 
+def test_a_grid_without_entries_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["tune", "--out", "unused", "--tables", "offsets", "blocks", "--slots", "8", "64"])
+    with pytest.raises(SystemExit, match="2"):
+        tune.main()
+    assert "--slots: blocks has no entries for 8 64" in capsys.readouterr().err
+
+
 def test_every_strategy_is_tried_somewhere():
     tried = {
         config["strategy"]
