@@ -114,6 +114,13 @@ def test_buffers_need_no_alignment(device, configuration, guard):
 
 
 @each_named_configuration
+@pytest.mark.parametrize("num_slots", [0, 1, 2], ids="slots={}".format)
+def test_few_slots_of_more_experts_than_a_program_counts(device, plan_with, configuration, num_slots):
+    plan_with(regions, "_MAX_EXPERTS", 0)
+    check_blocks(random_ids(num_slots, 1, 3).to(device), 4, 3, torch.float32, run_config=CONFIGURATIONS[configuration])
+
+
+@each_named_configuration
 @pytest.mark.parametrize("num_experts", [63, 64, 65, 130], ids="experts={}".format)
 def test_more_experts_than_are_counted_at_a_time(device, plan_with, configuration, num_experts):
     plan_with(regions, "_MAX_EXPERTS", 0)

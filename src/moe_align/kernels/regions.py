@@ -23,7 +23,7 @@ from moe_align.kernels.launch import Call, Launch, Plan, can_overlap
 # Elements of a store, and regions that a program completes at a time if it shares them.
 _LANES, _REGIONS = tl.constexpr(128), tl.constexpr(4)
 # What a program counts by a histogram at most: slots, experts, and slots * experts. Else a launch counts.
-_MAX_SLOTS, _MAX_EXPERTS, _MAX_WORK = 2048, 512, 2**18
+_MAX_SLOTS, _MAX_EXPERTS, _MAX_WORK = 2048, 512, 2**19
 # Counts of experts that are loaded at a time.
 _MAX_BINS = 1024
 # Slots counted at a time: by each warp no fewer than it has lanes, because a histogram must see each id in one thread
@@ -84,7 +84,7 @@ def plan(call: Call, launch: Launch, *, tile: int, workspace: int = 0) -> Plan:
         return Plan([launch], workspace, flat=flat)
     # As many programs as a GPU has multiprocessors, and no more: each reads all ids.
     experts = min(max(triton.next_power_of_2(call.num_experts) // 128, 1), _COUNT_EXPERTS)
-    slots = min(triton.next_power_of_2(call.num_slots), _COUNT_TILE)
+    slots = min(triton.next_power_of_2(max(call.num_slots, 1)), _COUNT_TILE)
     count = Launch(
         count_experts_kernel,
         (triton.cdiv(call.num_experts, experts),),
