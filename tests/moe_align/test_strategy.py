@@ -228,8 +228,8 @@ def test_other_shapes_get_the_next_larger_one(implementation, gpu):
 @pytest.mark.parametrize(
     ("name", "chip", "expected"),
     [
-        pytest.param("NVIDIA H200", (9, 0, 132), "NVIDIA H200", id="tuned"),
-        pytest.param("NVIDIA H100 80GB HBM3", (9, 0, 132), "NVIDIA H200", id="same-chip"),
+        pytest.param("NVIDIA H100 80GB HBM3", (9, 0, 132), "NVIDIA H100 80GB HBM3", id="tuned"),
+        pytest.param("NVIDIA H200", (9, 0, 132), "NVIDIA H100 80GB HBM3", id="same-chip"),
         pytest.param("NVIDIA H100 PCIe", (9, 0, 114), "NVIDIA H100 PCIe", id="fewer-multiprocessors"),
         pytest.param("NVIDIA A100-SXM4-80GB", (8, 0, 108), "NVIDIA A100-SXM4-80GB", id="another-architecture"),
     ],
