@@ -2,8 +2,8 @@
 
 python -m benchmarks.tune --out src/moe_align/tuned
 
-Every configuration is verified before its time counts. One file per GPU model, with three tables: "deterministic" and
-"atomic" for rows, "blocks", of 64 slots, and "offsets" for those layouts. Each has the fastest configuration for every
+Every configuration is verified before its time counts. One file per GPU model, with four tables: "deterministic" and
+"atomic" for rows, "blocks", of 64 slots, and "offsets" for those layouts. Each has the best configuration for every
 (number of experts, number of slots) of a grid, and the figures behind the choice beside it.
 """
 
@@ -22,14 +22,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 EXPERTS = [8, 64, 128, 256, 384, 512, 896, 1024]
-SLOTS = [8, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 24576, 32768, 49152, 65536, 131072, 262144]
+SLOTS = [8, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 24576, 32768, 49152, 65536, 98304, 131072, 262144]
 TABLES = ["deterministic", "atomic", "blocks", "offsets"]
 _FLAT = ("blocks", "offsets")
 _BLOCK_SIZE = 64
-#: Configurations so near the fastest are timed again, no more than so many, on buffers in as many places as follow.
-_AGAIN, _FINALISTS, _PLACES = 0.03, 5, 3
-#: Then those so near the fastest are as fast.
-_GAIN = 0.01
+#: Of configurations, no more than so many, as near the fastest, are timed again, on buffers in so many places.
+_FINALISTS, _NEAR, _PLACES = 5, 0.03, 3
 #: In a graph: enough that none of several launches finds its arguments in a cache (`asv_bench_gpu.clock`).
 _CALLS = 128
 
@@ -167,38 +165,34 @@ def untuned(table: str, num_slots: int, num_experts: int) -> dict[str, Any]:
 
 
 def tune(table: str, num_experts: int, num_slots: int) -> dict[str, Any]:
-    """The fastest verified configuration for one shape; of those that are as fast, the one that skew slows down least.
+    """The best verified configuration for one shape.
+
+    Of those that are fastest for uniform routing, it is the one that is fastest for uniform and for skewed routing
+    together, by the product of both times.
 
     Returns:
-        ``config``, its device ``microseconds``, and the ``default_microseconds`` of the untuned choice.
+        ``config``, its device ``microseconds`` for uniform routing, and the ``default_microseconds`` of the untuned
+        choice.
     """
     default = untuned(table, num_slots, num_experts)
     others = [config for config in configurations(table, num_slots, num_experts) if config != default]
     uniform = _alignment(table, num_experts, num_slots)
-    candidates = [(_microseconds(uniform, config), config) for config in (default, *others)]
-    default_time = candidates[0][0]
-    # The shortest of many single times is short by luck, and of the buffers' places: those near it are timed again.
-    finalists = _fastest(candidates, _AGAIN)
+    once = [(_microseconds(uniform, config), config) for config in (default, *others)]
+    default_time = once[0][0]
+    once.sort(key=lambda timed: timed[0])
+    finalists = [config for time, config in once[:_FINALISTS] if time <= once[0][0] * (1 + _NEAR)]
+    # The shortest of many single times is short by luck, and of the buffers' places.
     places = [_alignment(table, num_experts, num_slots) for _ in range(_PLACES)]
-    rounds = [[_microseconds(place, config) for _, config in finalists] for place in places]
-    again = [
-        (statistics.median(times), config)
-        for times, (_, config) in zip(zip(*rounds, strict=True), finalists, strict=True)
-    ]
-    as_fast = _fastest(again, _GAIN)
-    if len(as_fast) > 1:
-        skewed = _alignment(table, num_experts, num_slots, "zipf")
-        time, best = min(as_fast, key=lambda candidate: _microseconds(skewed, candidate[1]))
-    else:
-        ((time, best),) = as_fast
-    return {"config": best, "microseconds": round(time, 2), "default_microseconds": round(default_time, 2)}
-
-
-def _fastest(candidates: list[tuple[float, Any]], margin: float) -> list[tuple[float, Any]]:
-    """Those within ``margin`` of the fastest, of which there may be _FINALISTS."""
-    limit = min(time for time, _ in candidates) * (1 + margin)
-    near = [candidate for candidate in candidates if candidate[0] <= limit]
-    return sorted(near, key=lambda candidate: candidate[0])[:_FINALISTS]
+    rounds = [[_microseconds(place, config) for config in finalists] for place in places]
+    times = [statistics.median(of_config) for of_config in zip(*rounds, strict=True)]
+    skewed = _alignment(table, num_experts, num_slots, "zipf")
+    scores = [time * _microseconds(skewed, config) for time, config in zip(times, finalists, strict=True)]
+    best = scores.index(min(scores))
+    return {
+        "config": finalists[best],
+        "microseconds": round(times[best], 2),
+        "default_microseconds": round(default_time, 2),
+    }
 
 
 def _microseconds(alignment: _Alignment, config: dict[str, Any]) -> float:

@@ -82,12 +82,13 @@ def test_a_configuration_that_writes_nothing_is_noticed(monkeypatch):
     ("times", "skewed", "chosen"),
     [
         pytest.param([5.0, 4.0, 3.0], [1, 1, 1], 2, id="the-fastest"),
-        pytest.param([5.0, 3.02, 3.0], [1, 1, 2], 1, id="as-fast-and-less-slowed-by-skew"),
+        pytest.param([5.0, 3.08, 3.0], [1, 3.0, 3.1], 1, id="nearly-as-fast-and-less-slowed-by-skew"),
+        pytest.param([5.0, 3.08, 3.0], [1, 3.0, 3.05], 2, id="gains-less-than-it-loses"),
         pytest.param([3.02, 3.01, 3.0], [1, 2, 3], 0, id="the-default-like-any-other"),
-        pytest.param([5.0, 3.06, 3.0], [1, 1, 2], 2, id="nearly-as-fast"),
+        pytest.param([5.0, 3.1, 3.0], [1, 1, 2], 2, id="not-as-near"),
     ],
 )
-def test_of_those_that_are_as_fast_skew_decides(monkeypatch, times, skewed, chosen):
+def test_of_the_fastest_skew_decides_too(monkeypatch, times, skewed, chosen):
     of = {"uniform": times, "zipf": skewed}
     monkeypatch.setattr(tune, "untuned", lambda *_: 0)
     monkeypatch.setattr(tune, "configurations", lambda *_: [0, 1, 2])
