@@ -28,7 +28,7 @@ def pytest_configure(config):
 
 
 #: Fixtures that take long to make and serve many tests: these go to one worker, because the others would only wait.
-_SHARED_FIXTURES = ("verdicts", "generated", "part")
+_SHARED_FIXTURES = ("verdicts", "failed_tests", "generated", "part")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -8,7 +8,7 @@ from tests.tracking import processes, verdict_script
 
 
 @pytest.fixture(scope="module")
-def failing(tmp_path_factory):
+def failed_tests(tmp_path_factory):
     def make():
         script = processes.ROOT / "tests" / "tracking" / "verdict_script.py"
         return json.loads(processes.output(script, path=[processes.ROOT / "tracking" / "src"]))
@@ -16,10 +16,10 @@ def failing(tmp_path_factory):
     return processes.once(tmp_path_factory, "verdict-mutants", make)
 
 
-def test_without_a_mistake_every_test_passes(failing):
-    assert failing["none"] is None
+def test_without_a_mistake_every_test_passes(failed_tests):
+    assert failed_tests["none"] is None
 
 
 @pytest.mark.parametrize("name", [name for name in verdict_script.MUTANTS if name != "none"])
-def test_a_mistake_fails_a_test(failing, name):
-    assert failing[name] is not None
+def test_a_mistake_fails_a_test(failed_tests, name):
+    assert failed_tests[name] is not None
