@@ -3,6 +3,8 @@ import itertools
 import json
 import math
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -271,6 +273,34 @@ def test_replacing_leaves_the_old_file_when_writing_fails(path, write, error):
         write(temporary)
     assert path.read_text() == "old"
     assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.fixture
+def no_room():
+    """Files may have no more than 32768 bytes: a write fails as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (32768, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_without_room_append_keeps_what_was_finished_and_says_where(path, three, no_room):
+    with pytest.raises(OSError, match=rf"what was finished before is kept: '{re.escape(str(path))}'"):
+        journal.append(path, make_round(4, message="x" * 65536))
+    assert list(journal.read(path)) == three
+    journal.append(path, make_round(4))
+    assert list(journal.read(path)) == [*three, make_round(4)]
+
+
+def test_without_room_replacing_keeps_the_old_file_and_says_where(path, no_room):
+    with journal.replacing(path) as temporary:
+        temporary.write_text("old")
+    with (
+        pytest.raises(OSError, match=rf"what was finished before is kept: '{re.escape(str(path))}'"),
+        journal.replacing(path) as temporary,
+    ):
+        temporary.write_text("x" * 65536)
+    assert [(file.name, file.read_text()) for file in path.parent.iterdir()] == [(path.name, "old")]
 
 
 def test_kill_loses_no_append_that_returned(path):

@@ -223,7 +223,7 @@ def _standing(path: Path, kind: type[AnyLine]) -> list[AnyLine]:
 def append(path: Path, entry: Line) -> None:
     """Add a line; when this returns it is on disk, and if it never returns nothing half-written will be read."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
+    with _naming(path), path.open("ab+") as file:
         file.seek(0)
         complete = file.read().rfind(b"\n") + 1
         file.truncate(complete)
@@ -242,12 +242,24 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.writing")
     try:
-        yield temporary
-        _sync(temporary)
+        with _naming(path):
+            yield temporary
+            _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """A full disk says so without saying where."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise OSError(error.errno, f"{error.strerror}; what was finished before is kept", str(path)) from error
+        raise
 
 
 def _sync(path: Path) -> None:
