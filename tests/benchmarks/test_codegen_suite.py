@@ -9,8 +9,7 @@ from benchmarks import verification
 from tests.tracking import processes
 
 TARGETS = ["sm_80", "sm_90", "sm_100", "gfx942"]
-#: Each dtype at least once.
-DTYPES = ["int32 float32", "int64 bfloat16", "int32 float16"]
+DTYPES = [f"{ids} {weights}" for ids in ("int32", "int64") for weights in ("float32", "float16", "bfloat16")]
 each_target = pytest.mark.parametrize("target", TARGETS)
 each_dtype = pytest.mark.parametrize("dtypes", DTYPES, ids=lambda dtypes: dtypes.replace(" ", "-"))
 DETERMINISTIC = ["scan", "sift", "collect", "tiles"]
