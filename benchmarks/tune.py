@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import functools
 import itertools
 import json
 import multiprocessing
@@ -26,7 +27,7 @@ SLOTS = [8, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 24576, 32768, 
 TABLES = ["deterministic", "atomic", "blocks", "offsets"]
 _FLAT = ("blocks", "offsets")
 _BLOCK_SIZE = 64
-#: Of configurations, no more than so many, as near the fastest, are timed again, on buffers in so many places.
+#: How many configurations are timed again at most, how near the fastest they must be, and in how many places.
 _FINALISTS, _NEAR, _PLACES = 5, 0.03, 3
 #: In a graph: enough that none of several launches finds its arguments in a cache (`asv_bench_gpu.clock`).
 _CALLS = 128
@@ -123,14 +124,14 @@ def _alignment(table: str, num_experts: int, num_slots: int, routing: str = "uni
 
     ids, weights = _case(num_experts, num_slots, routing)
     what = f"{table}, {num_experts} experts, {num_slots} slots"
-    placed = oracle.place(ids, num_experts)
+    placed = functools.cache(lambda: oracle.place(ids, num_experts))  # not needed where it is only compiled
     if table == "blocks":
         blocks = Blocks.empty(ids.numel(), num_experts, _BLOCK_SIZE, ids.device)
         return _Alignment(
             what,
             blocks,
             lambda config: align_blocks(ids, _BLOCK_SIZE, num_experts, out=blocks, run_config=config),
-            lambda: oracle.flat_difference(blocks, ids, None, num_experts, _BLOCK_SIZE, placed=placed),
+            lambda: oracle.flat_difference(blocks, ids, None, num_experts, _BLOCK_SIZE, placed=placed()),
         )
     if table == "offsets":
         offsets = Offsets.empty(ids.numel(), num_experts, ids.device)
@@ -138,14 +139,14 @@ def _alignment(table: str, num_experts: int, num_slots: int, routing: str = "uni
             what,
             offsets,
             lambda config: align_offsets(ids, num_experts, out=offsets, run_config=config),
-            lambda: oracle.flat_difference(offsets, ids, None, num_experts, None, placed=placed),
+            lambda: oracle.flat_difference(offsets, ids, None, num_experts, None, placed=placed()),
         )
     rows = Rows.empty(num_experts, ids.numel(), weights.dtype, ids.device)
     return _Alignment(
         what,
         rows,
         lambda config: align_rows(ids, weights, num_experts, out=rows, implementation=table, run_config=config),
-        lambda: oracle.difference(rows, ids, weights, ordered=table != "atomic", placed=placed),
+        lambda: oracle.difference(rows, ids, weights, ordered=table != "atomic", placed=placed()),
     )
 
 

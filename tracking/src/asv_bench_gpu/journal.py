@@ -253,7 +253,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """A full disk says so without saying where."""
+    """Name ``path`` in an error that names no file: a full disk says so without saying where."""
     try:
         yield
     except OSError as error:
