@@ -154,6 +154,7 @@ PARTS = {
             "count": resources(count(), target),
             "prefix": resources(prefix(256), target),
             "wide": resources(copy(num_warps=1), target),
+            "opcodes": codegen.opcodes(*copy(), target),
         }
         for target in codegen.TARGETS
     },

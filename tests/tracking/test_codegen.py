@@ -104,6 +104,16 @@ def test_reads_resources_of_every_target(part, target):
 
 
 @pytest.mark.parametrize("target", TARGETS)
+def test_instructions_are_in_the_order_of_the_code(part, target):
+    load, store, end = ("LDG", "STG", "EXIT") if target in NVIDIA else ("global_load", "global_store", "s_endpgm")
+    opcodes = part(target)["opcodes"]
+    assert len(opcodes) == part(target)["copy"]["instructions"]
+    first = {name: next(i for i, opcode in enumerate(opcodes) if opcode.startswith(name)) for name in (load, store)}
+    assert first[load] < first[store]
+    assert any(opcode.startswith(end) for opcode in opcodes[first[store] :])
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_shared_memory_is_that_of_one_float_per_warp(part, target):
     assert part(target)["copy"]["shared_bytes"] == 0
     assert part(target)["prefix"]["shared_bytes"] == 4 * 4
@@ -131,7 +141,7 @@ def test_a_frame_that_nothing_is_stored_to_is_no_spill(monkeypatch, instruction,
     from asv_bench_gpu import codegen
 
     outputs = {"-res-usage": "REG:40 STACK:8 SHARED:0", "-c": f"        /*0010*/                   {instruction}\n"}
-    monkeypatch.setattr(codegen, "_output", lambda tool, option, file: outputs[option])
+    monkeypatch.setattr(codegen, "_examine", lambda cubin, tool, option: outputs[option])
     assert codegen._read_nvidia(b"", shared_bytes=0).spill_bytes == spilled
 
 

@@ -115,6 +115,19 @@ def resources(launch: Launch, target: str) -> Resources:
     Raises:
         Exception: whatever Triton raises when the kernel does not compile for the target.
     """
+    compiled = _compiled(launch, target)
+    if "amdgcn" in compiled.asm:
+        return _read_amd(compiled.asm["amdgcn"], compiled.metadata.shared)
+    return _read_nvidia(compiled.asm["cubin"], compiled.metadata.shared)
+
+
+def opcodes(launch: Launch, target: str) -> list[str]:
+    """Names of the machine instructions of ``launch``, in the order of the code; arguments are as for `resources`."""
+    compiled = _compiled(launch, target)
+    return _amd_opcodes(compiled.asm["amdgcn"]) if "amdgcn" in compiled.asm else _nvidia_opcodes(compiled.asm["cubin"])
+
+
+def _compiled(launch: Launch, target: str) -> Any:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -139,10 +152,7 @@ def resources(launch: Launch, target: str) -> Resources:
         value = launch.arguments.get(parameter.name, parameter.default)
         signature[parameter.name] = describe(value, (index,), parameter.is_constexpr)
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=launch.options)
-    if "amdgcn" in compiled.asm:
-        return _read_amd(compiled.asm["amdgcn"], compiled.metadata.shared)
-    return _read_nvidia(compiled.asm["cubin"], compiled.metadata.shared)
+    return triton.compile(source, target=GPUTarget(*TARGETS[target]), options=launch.options)
 
 
 def _type(value: Any) -> str:
@@ -152,16 +162,8 @@ def _type(value: Any) -> str:
 
 
 def _read_nvidia(cubin: bytes, shared_bytes: int) -> Resources:
-    import triton
-
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage = _output(tools / "cuobjdump", "-res-usage", file.name)
-        code = _output(tools / "nvdisasm", "-c", file.name)
-    opcodes = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", code, re.MULTILINE)
-    opcodes = [opcode for opcode in opcodes if opcode != "NOP"]  # fills up the last cache line
+    usage = _examine(cubin, "cuobjdump", "-res-usage")
+    opcodes = _nvidia_opcodes(cubin)
     return Resources(
         registers=_number(r"REG:(\d+)", usage),
         # A frame that nothing is stored to is no spill.
@@ -173,9 +175,14 @@ def _read_nvidia(cubin: bytes, shared_bytes: int) -> Resources:
     )
 
 
+def _nvidia_opcodes(cubin: bytes) -> list[str]:
+    code = _examine(cubin, "nvdisasm", "-c")
+    found = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", code, re.MULTILINE)
+    return [opcode for opcode in found if opcode != "NOP"]  # fills up the last cache line
+
+
 def _read_amd(assembly: str, shared_bytes: int) -> Resources:
-    code = assembly.partition(".rodata")[0]
-    opcodes = re.findall(r"^\s+([sv]_\w+|(?:global|flat|buffer|ds|scratch)_\w+)", code, re.MULTILINE)
+    opcodes = _amd_opcodes(assembly)
     return Resources(
         registers=_number(r"\.vgpr_count:\s+(\d+)", assembly),
         spill_bytes=_number(r"\.private_segment_fixed_size:\s+(\d+)", assembly),
@@ -186,8 +193,21 @@ def _read_amd(assembly: str, shared_bytes: int) -> Resources:
     )
 
 
-def _output(tool: Path, *arguments: str) -> str:
-    return subprocess.run([tool, *arguments], check=True, capture_output=True, text=True).stdout
+def _amd_opcodes(assembly: str) -> list[str]:
+    code = assembly.partition(".rodata")[0]
+    return re.findall(r"^\s+([sv]_\w+|(?:global|flat|buffer|ds|scratch)_\w+)", code, re.MULTILINE)
+
+
+def _examine(cubin: bytes, tool: str, *arguments: str) -> str:
+    """What one of Triton's tools prints of a cubin."""
+    import triton
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool), *arguments, file.name]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return done.stdout
 
 
 def _number(pattern: str, text: str) -> int:
