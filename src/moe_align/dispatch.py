@@ -14,6 +14,9 @@ from moe_align.kernels.launch import Arguments, Call, Launcher
 from moe_align.layouts import Blocks, Offsets, Regions, Rows
 from moe_align.strategy import STRATEGIES, Layout, RunConfig, run_config_for, tuned_gpu
 
+#: See `use_pdl`.
+_USE_PDL = False
+
 
 def align_rows(
     topk_ids: torch.Tensor, topk_weights: torch.Tensor, out: Rows, implementation: str, run_config: RunConfig | None
@@ -79,9 +82,30 @@ def first_block_id(expert_map: torch.Tensor | None, keep_remote: bool) -> int:
     return -1 if keep_remote and expert_map is None else 0
 
 
+def use_pdl(enabled: bool) -> None:
+    """Whether calls of one launch may start while the kernel before them ends, on NVIDIA GPUs from Hopper on.
+
+    Programmatic dependent launch (PDL), for the whole process; off at first. It pays between kernels that take part: up
+    to half a microsecond a call. After one that does not let others start early, it costs a quarter. A kernel that is
+    launched so after a call must wait (``griddepcontrol.wait``) before it touches what the call reads or writes, as
+    after any other; and one before a call must have waited itself. Graphs keep what they were captured with.
+
+    Args:
+        enabled: from now on.
+
+    Raises:
+        TypeError: no bool.
+    """
+    if not isinstance(enabled, bool):
+        raise TypeError(f"enabled: expected a bool, got {enabled!r} ({type(enabled).__name__})")
+    global _USE_PDL
+    _USE_PDL = enabled
+
+
 def _launched(call: Call, arguments: Arguments, implementation: str, run_config: RunConfig | None) -> bool:
     """Launch the kernels of the strategy that serves the call; False if that is the reference's."""
-    launcher = _launcher(call, implementation, None if run_config is None else tuple(run_config.items()))
+    options = None if run_config is None else tuple(run_config.items())
+    launcher = _launcher(call, implementation, options, _USE_PDL)
     if launcher is None:
         return False
     with _current(call.device):
@@ -90,7 +114,9 @@ def _launched(call: Call, arguments: Arguments, implementation: str, run_config:
 
 
 @functools.lru_cache(maxsize=4096)
-def _launcher(call: Call, implementation: str, options: tuple[tuple[str, Any], ...] | None) -> Launcher | None:
+def _launcher(
+    call: Call, implementation: str, options: tuple[tuple[str, Any], ...] | None, use_pdl: bool
+) -> Launcher | None:
     run_config = None if options is None else dict(options)
     shape = call.num_slots, call.num_experts, tuned_gpu(call.device)
     layout: Layout = "rows" if call.flat is None else "offsets" if call.flat.has_offsets else "blocks"
@@ -99,8 +125,10 @@ def _launcher(call: Call, implementation: str, options: tuple[tuple[str, Any], .
         return None
     # Not a strategy: whoever names one, or its options, gets it, at any size and in any layout.
     if run_config is None and pairs.serves(call):
-        return Launcher(call, pairs.plan(call))
-    return Launcher(call, STRATEGIES[config["strategy"]].plan(call, config))
+        plan = pairs.plan(call)
+    else:
+        plan = STRATEGIES[config["strategy"]].plan(call, config)
+    return Launcher(call, plan, use_pdl=use_pdl)
 
 
 def _runs_kernels(device: torch.device) -> bool:

@@ -1,7 +1,7 @@
 """Run by test_codegen_suite in a process without Triton's interpreter: resources of every launch of a strategy.
 
 python codegen_suite_script.py PART...; a part is a strategy, for the row layout or, after "flat:", for the others, or
-"pairs" or "schedule". Prints JSON.
+"pairs", "schedule" or "overlap". Prints JSON.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import itertools
 import json
 import pkgutil
 import sys
+import unittest.mock
 
 import torch
 from asv_bench_gpu import codegen
@@ -30,8 +31,8 @@ def compiled(launches):
     }
 
 
-def alignment(strategy, ids_dtype, weights_dtype):
-    ids = torch.zeros((NUM_TOKENS, TOP_K), dtype=ids_dtype)
+def alignment(strategy, ids_dtype, weights_dtype, num_tokens=NUM_TOKENS):
+    ids = torch.zeros((num_tokens, TOP_K), dtype=ids_dtype)
     weights = torch.zeros(ids.shape, dtype=weights_dtype)
     out = layouts.Rows.empty(NUM_EXPERTS, ids.numel(), weights_dtype, ids.device)
     run_config = STRATEGIES[strategy].default(ids.numel(), NUM_EXPERTS)
@@ -77,6 +78,34 @@ def pairs(layout):
     return codegen.record(lambda: kernels.launch.Launcher(call, kernels.pairs.plan(call))(arguments))
 
 
+#: Machine instructions that wait for earlier launches, let the next one start, read or write global memory.
+OVERLAPPING = ("ACQBULK", "PREEXIT", "LDG", "LD", "LDGSTS", "STG", "ST", "ATOMG", "ATOM", "REDG", "RED")
+
+
+def overlapping():
+    """With PDL, of every launch: kernel, whether it starts early, spills, and these instructions in their order."""
+    use_pdl = unittest.mock.patch.dict(kernels.launch.Launcher.__init__.__kwdefaults__, use_pdl=True)
+    with use_pdl, unittest.mock.patch.object(kernels.launch, "can_overlap", return_value=True):
+        made = [alignment(name, torch.int32, torch.float32) for name in STRATEGIES]
+        made += [alignment("atomic", torch.int64, torch.bfloat16, num_tokens=32)]
+        made += [pairs("blocks-map"), flat_alignment("scan", "offsets"), flat_alignment("scan", "blocks-map")]
+        made += [flat_alignment("sift", "blocks-labels"), flat_alignment("collect", "blocks-weights")]
+        made += [flat_alignment("tiles", "blocks-remote-first")]
+    return [
+        {
+            "kernel": launch.kernel.__name__,
+            "early": launch.options.get("launch_pdl", False),
+            "first": index == 0,
+            "alone": len(launches) == 1,
+            "zeroed": launch.arguments.get("ZERO_COUNTS") is False,
+            "spill_bytes": codegen.resources(launch, "sm_90").spill_bytes,
+            "opcodes": [opcode for opcode in codegen.opcodes(launch, "sm_90") if opcode in OVERLAPPING],
+        }
+        for launches in made
+        for index, launch in enumerate(launches)
+    ]
+
+
 def schedule():
     counts = torch.zeros(NUM_EXPERTS, dtype=torch.int32)
     out = torch.empty((NUM_EXPERTS, 3), dtype=torch.int32)
@@ -101,6 +130,9 @@ def main():
     for part in sys.argv[1:]:
         if part == "schedule":
             result["schedule"] = compiled(schedule())
+            continue
+        if part == "overlap":
+            result["overlap"] = overlapping()
             continue
         if part == "pairs":
             result |= {f"{part} {layout}": compiled(pairs(layout)) for layout in FLAT if layout != "offsets"}

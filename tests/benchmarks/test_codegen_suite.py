@@ -77,6 +77,27 @@ def test_pairs_compile_without_spilling_or_any_atomics(generated, target, layout
     assert 1 <= launch["registers"] <= 128
 
 
+def test_launches_that_overlap_wait_before_they_read_or_write(generated):
+    launches = generated("overlap")["overlap"]
+    assert {launch["kernel"] for launch in launches} == set(suite.KERNELS) - {"schedule_blocks_kernel"}
+    for launch in launches:
+        opcodes = launch["opcodes"]
+        assert launch["spill_bytes"] == 0, launch
+        assert (opcodes.count("ACQBULK"), opcodes.count("PREEXIT")) == (1, 1), launch
+        if launch["first"]:
+            # The first of several starts when all before it has ended, so that the others may read the inputs early.
+            assert launch["early"] == (launch["alone"] and not launch["zeroed"]), launch
+            assert opcodes[:2] == ["ACQBULK", "PREEXIT"], launch
+        else:
+            assert launch["early"], launch
+            before, after = opcodes[: opcodes.index("ACQBULK")], opcodes[opcodes.index("ACQBULK") :]
+            assert before[0] == "PREEXIT", launch
+            # But for its list, which is nobody else's.
+            written_early = {"STG"} if launch["kernel"] == "align_rows_collect_kernel" else set()
+            assert set(before) <= {"PREEXIT", "LDG"} | written_early, launch
+            assert {"LDG", "STG"} <= set(after), launch
+
+
 @each_dtype
 @each_target
 def test_the_baseline_has_one(generated, target, dtypes):

@@ -15,7 +15,8 @@ from asv_runner.benchmarks import benchmark_types
 
 import benchmarks
 import moe_align
-from benchmarks import flat, order, shapes
+from benchmarks import flat, neighbours, order, shapes
+from moe_align import dispatch
 from tests.tracking import processes
 
 assert asv_bench_gpu.__version__  # imported for the benchmark types it brings
@@ -54,6 +55,7 @@ def test_there_are_suites():
         "order.Skew",
         "order.Empty",
         "flat.Layouts",
+        "neighbours.Between",
         "host.Call",
         "codegen.Kernels",
         "witness.FusedMoe",
@@ -228,6 +230,23 @@ def test_every_copy_is_measured_and_checked(suite, call, arguments):
         getattr(suite, call)(*arguments)
     suite.check(*arguments)
     suite.teardown(*arguments)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["ordinary", "overlapping"])
+@pytest.mark.parametrize("implementation", ["deterministic", "deterministic, PDL", "atomic", "neither"])
+def test_a_call_between_others_is_checked(monkeypatch, kind, implementation):
+    suite, arguments = neighbours.Between(), (Verified(1), "DeepSeek-V3 (256, 8)", 16, kind, implementation)
+    suite.setup(*arguments)
+    assert implementation.endswith("PDL") == dispatch._USE_PDL
+    suite.gputime_between()
+    suite.check(*arguments)
+    if implementation != "neither":
+        monkeypatch.setattr(suite, "call", lambda: None)
+        with pytest.raises(AssertionError, match="counts"):
+            suite.check(*arguments)
+    suite.teardown(*arguments)
+    assert not dispatch._USE_PDL
 
 
 def test_a_commit_without_flat_layouts_has_no_figure(monkeypatch):

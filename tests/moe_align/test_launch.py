@@ -4,6 +4,7 @@ import pytest
 import torch
 import triton
 
+import moe_align
 from moe_align import align_offsets, align_rows, dispatch
 from moe_align.kernels import launch
 from moe_align.kernels.launch import Arguments, Call, Launch, Launcher, Plan
@@ -12,12 +13,13 @@ from tests.moe_align.cases import random_ids
 
 CALL = Call(6, 3, torch.int32, torch.float32, torch.device("cpu"))
 STREAM = 17
+NONE, FIRST, LATER = (value.value for value in (launch._NO_OVERLAP, launch._OVERLAP_FIRST, launch._OVERLAP_LATER))
 
 
 class Kernel:
     """A kernel that notes what it is launched with."""
 
-    arg_names = ("counts_ptr", "TILE", "num_slots", "topk_ids_ptr", "workspace_ptr", "FLAT", "flat")
+    arg_names = ("counts_ptr", "TILE", "num_slots", "topk_ids_ptr", "workspace_ptr", "OVERLAP", "FLAT", "flat")
 
     def __init__(self, compiled=None):
         self.compiled = compiled
@@ -50,6 +52,7 @@ def test_tensors_are_bound_by_name():
     assert bound["counts_ptr"] is given.counts
     assert bound["topk_ids_ptr"] is given.topk_ids
     assert (bound["TILE"], bound["num_slots"], bound["FLAT"], bound["flat"]) == (32, 6, False, None)
+    assert bound["OVERLAP"] == NONE
 
 
 def test_a_parameter_that_nobody_gives_is_an_error():
@@ -63,6 +66,45 @@ def test_counts_are_zeroed_only_if_asked_for():
         given = arguments()
         Launcher(CALL, plan(Kernel(), zero_counts=zero_counts))(given)
         assert int(given.counts.sum()) == expected
+
+
+@pytest.mark.parametrize(
+    ("number", "use_pdl", "zero_counts", "early", "overlap"),
+    [
+        pytest.param(1, False, False, [False], [NONE], id="alone"),
+        pytest.param(1, True, False, [True], [FIRST], id="alone-pdl"),
+        pytest.param(1, True, True, [False], [FIRST], id="zeroed-before-pdl"),
+        pytest.param(3, False, False, [False, True, True], [FIRST, LATER, LATER], id="several"),
+        pytest.param(3, True, False, [False, True, True], [FIRST, LATER, LATER], id="several-pdl"),
+    ],
+)
+def test_starts_early_behind_its_own_or_if_asked_for(monkeypatch, number, use_pdl, zero_counts, early, overlap):
+    monkeypatch.setattr(launch, "can_overlap", lambda device: True)
+    kernel = Kernel()
+    launches = [Launch(kernel, (1,), {"TILE": 32}, {"num_warps": 4})] * number
+    Launcher(CALL, Plan(launches, zero_counts=zero_counts), use_pdl=use_pdl)(arguments())
+    assert [options.get("launch_pdl", False) for _, _, options in kernel.launches] == early
+    assert [bound["OVERLAP"] for _, bound, _ in kernel.launches] == overlap
+
+
+def test_calls_use_pdl_from_when_it_is_asked_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr(dispatch, "_launcher", lambda call, implementation, options, use_pdl: asked.append(use_pdl))
+    ids = torch.zeros((1, 1), dtype=torch.int32)
+    try:
+        for enabled in (None, True, False):
+            if enabled is not None:
+                moe_align.use_pdl(enabled)
+            moe_align.align_offsets(ids, 1)
+    finally:
+        moe_align.use_pdl(False)
+    assert asked == [False, True, False]
+
+
+@pytest.mark.parametrize("enabled", [1, None, "yes"])
+def test_use_pdl_is_a_bool(enabled):
+    with pytest.raises(TypeError, match=rf"enabled: expected a bool, got {enabled!r}"):
+        moe_align.use_pdl(enabled)
 
 
 class Compiled:

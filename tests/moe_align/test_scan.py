@@ -105,6 +105,7 @@ def test_places_past_two_to_the_31_do_not_overflow(monkeypatch):
         FIELD=32,
         ONE_TILE=True,
         NUM_STAGE=1,
+        OVERLAP=0,
     )
     places = range((num_experts - 1) * num_slots, num_experts * num_slots)
     assert places.start > 2**31

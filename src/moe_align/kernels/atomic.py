@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from moe_align.kernels.launch import Call, Launch, Plan
+from moe_align.kernels.launch import Call, Launch, Plan, begin
 
 
 @triton.jit
@@ -27,8 +27,10 @@ def align_rows_atomic_kernel(
     num_experts,
     BLOCK_SIZE: tl.constexpr,
     ZERO_COUNTS: tl.constexpr,  # only with a single program
+    OVERLAP: tl.constexpr,
 ):
     """Place BLOCK_SIZE slots. Grid: (cdiv(num_slots, BLOCK_SIZE),). Atomic positions."""
+    begin(OVERLAP)
     if ZERO_COUNTS:
         for start in range(0, num_experts, BLOCK_SIZE):
             experts = start + tl.arange(0, BLOCK_SIZE)

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from moe_align.kernels import regions
-from moe_align.kernels.launch import Call, Launch, Plan
+from moe_align.kernels.launch import Call, Launch, Plan, begin
 from moe_align.kernels.scan import all_registers
 from moe_align.kernels.sift import CHUNK, load_chunk, load_weights, warp_starts
 
@@ -128,10 +128,12 @@ def align_rows_collect_kernel(
     EXPERT_BLOCK: tl.constexpr,  # EXPERT_BLOCK * num_slots < 2**31
     ONE_TILE: tl.constexpr,  # whether a tile covers all slots
     SHORT: tl.constexpr,  # hits of a list that is ranked at once
+    OVERLAP: tl.constexpr,
     FLAT: tl.constexpr = False,
     flat=None,  # launch.Flat in a flat layout
 ):
     """Place the slots of EXPERT_BLOCK experts. Grid: (cdiv(num_experts, EXPERT_BLOCK),). Atomic counts at most."""
+    begin(OVERLAP)
     TILE: tl.constexpr = WARPS * CHUNKS * 128
     LONG: tl.constexpr = WARPS * 128
     # A counter of a short list has 8 bits if these are enough, any other has 16.
@@ -147,7 +149,7 @@ def align_rows_collect_kernel(
     if RANK_FIRST:
         places = tl.zeros([EXPERT_BLOCK], tl.int32)  # not yet known
     elif FLAT:
-        places = regions.lay_out(layout, first, flat, EXPERT_BLOCK)
+        places = regions.lay_out(layout, first, flat, EXPERT_BLOCK, OVERLAP)
     else:
         slot_index_ptr += first.to(tl.int64) * num_slots
         weights_ptr += first.to(tl.int64) * num_slots
@@ -158,7 +160,7 @@ def align_rows_collect_kernel(
         num_hits = _collect_tile(source, list_ptr, tile, WARPS, CHUNKS, EXPERT_BLOCK, FLAT)
         tl.debug_barrier()
         if RANK_FIRST:
-            places = regions.lay_out(layout, first, flat, EXPERT_BLOCK)
+            places = regions.lay_out(layout, first, flat, EXPERT_BLOCK, OVERLAP)
         if num_hits <= SHORT:
             places = _place_listed(
                 source, list_ptr, 0, num_hits, places, slot_index_ptr, weights_ptr, EXPERT_BLOCK, SHORT, FIELD

@@ -5,6 +5,11 @@ with which constants. A `Launcher` carries it out; it binds tensors to the kerne
 every argument of every launch to find the compiled kernel. Where the call is the same and the addresses are as well
 aligned as allocations are, it would find the same one again, so a launcher remembers it: the host is left with little
 more than the launch itself.
+
+On NVIDIA GPUs from Hopper on, the launches of a call overlap (programmatic dependent launch): a later one starts while
+the one before it ends, and waits inside the kernel. So does a call of one launch if asked for (``use_pdl``), whoever
+launched what comes before. Every kernel of a plan takes OVERLAP, and calls `begin` before anything else. The first of
+several launches always starts when all before it has ended, because the later ones read the inputs before they wait.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+import triton.language as tl
 
 from moe_align.layouts import Regions, Rows
 
@@ -23,6 +29,8 @@ from moe_align.layouts import Regions, Rows
 _ALIGNMENT = 16
 #: What a compiled kernel takes instead of a description of the launch, and whom to tell before it and after it.
 _NO_HOOKS = (None, None, None)
+#: How a launch overlaps with the one before it: not at all; the first of a call; after another of the same call.
+_NO_OVERLAP, _OVERLAP_FIRST, _OVERLAP_LATER = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 #: Parameters that are bound anew on every call, by the names that all kernels have for them.
 _BOUND = ("topk_ids_ptr", "topk_weights_ptr", "slot_index_ptr", "weights_ptr", "counts_ptr", "workspace_ptr", "flat")
 
@@ -42,7 +50,6 @@ class Flat(NamedTuple):
     BINS: Any  # experts counted at a time, by programs that count all slots
     TILE: Any  # slots counted at a time; likewise
     APART: Any  # whether a launch of its own counts the slots
-    OVERLAP: Any  # whether it may still be under way
 
 
 class FlatCall(NamedTuple):
@@ -147,22 +154,30 @@ def of_regions(topk_ids: torch.Tensor, topk_weights: torch.Tensor | None, out: R
 
 
 class Launcher:
-    """Carries out a plan, for any tensors of a call."""
+    """Carries out a plan, for any tensors of a call; ``use_pdl`` as for `moe_align.use_pdl`."""
 
-    def __init__(self, call: Call, plan: Plan):
+    def __init__(self, call: Call, plan: Plan, *, use_pdl: bool = False):
         self._plan = plan
         self._device = call.device
-        self._steps = [self._step(call, plan, launch) for launch in plan.launches]
+        self._steps = [self._step(call, plan, index, use_pdl) for index in range(len(plan.launches))]
         # Whoever launches what is compiled names all three axes of a grid.
         self._grids = [(*launch.grid, 1, 1)[:3] for launch in plan.launches]
         self._compiled: list[Any] | None = None
 
     @staticmethod
-    def _step(call: Call, plan: Plan, launch: Launch) -> tuple[Launch, tuple[Any, ...], Callable[[Any], Any]]:
+    def _step(
+        call: Call, plan: Plan, index: int, use_pdl: bool
+    ) -> tuple[Launch, tuple[Any, ...], Callable[[Any], Any]]:
         """A launch, the values that are the same in every call, and what picks the kernel's arguments from all."""
+        launch, several = plan.launches[index], len(plan.launches) > 1
+        overlap = _NO_OVERLAP
+        if (several or use_pdl) and can_overlap(call.device):
+            overlap = _OVERLAP_LATER if index > 0 else _OVERLAP_FIRST
+            if index > 0 or not (several or plan.zero_counts):
+                launch = launch._replace(options=launch.options | {"launch_pdl": True})
         shape = {"num_slots": call.num_slots, "num_experts": call.num_experts, "FLAT": plan.flat is not None}
-        constants = shape | launch.constants
-        place = {name: index for index, name in enumerate((*_BOUND, *constants))}
+        constants = shape | {"OVERLAP": overlap.value} | launch.constants
+        place = {name: position for position, name in enumerate((*_BOUND, *constants))}
         pick = operator.itemgetter(*[place[name] for name in launch.kernel.arg_names])
         return launch, tuple(constants.values()), pick
 
@@ -188,6 +203,28 @@ class Launcher:
         # Triton's interpreter, and who records launches, return none.
         if aligned and all(isinstance(kernel, triton.compiler.CompiledKernel) for kernel in kernels):
             self._compiled = kernels
+
+
+@triton.jit
+def begin(OVERLAP: tl.constexpr):
+    """Let the next launch start; before, in the first launch of a call, wait for all that came earlier.
+
+    The later ones have to `wait` before they read what the launch before them writes, or write what others may read.
+    """
+    if OVERLAP == _OVERLAP_FIRST:
+        tl.extra.cuda.gdc_wait()
+    if OVERLAP != _NO_OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def wait(OVERLAP: tl.constexpr):
+    """In the later launches of a call, wait for the one before it, which has waited for all before that.
+
+    Every program must come here, or the launch after this one would not have waited for those before it.
+    """
+    if OVERLAP == _OVERLAP_LATER:
+        tl.extra.cuda.gdc_wait()
 
 
 @functools.lru_cache

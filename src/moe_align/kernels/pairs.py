@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from moe_align.kernels import regions
-from moe_align.kernels.launch import Call, Launch, Plan
+from moe_align.kernels.launch import Call, Launch, Plan, begin
 
 #: Slots at most: a thread compares a place with all of them.
 MAX_SLOTS = 64
@@ -54,9 +54,11 @@ def align_blocks_pairs_kernel(
     place_programs,  # programs that own places, the first ones; the others own blocks
     SLOTS: tl.constexpr,  # at least num_slots
     PLACES: tl.constexpr,  # places, or blocks, of a program
+    OVERLAP: tl.constexpr,
     flat,  # launch.Flat
 ):
     """Write PLACES places or blocks. Grid: (place_programs + cdiv(num_blocks, PLACES),), at least one. No atomics."""
+    begin(OVERLAP)
     program = tl.program_id(0)
     slots = tl.arange(0, SLOTS)
     experts, valid = regions.load_experts(topk_ids_ptr, slots, num_slots, num_experts, flat)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from moe_align.kernels.launch import Call, Launch, Plan, can_overlap
+from moe_align.kernels.launch import Call, Launch, Plan, begin, wait
 
 # Elements of a store, and regions that a program completes at a time if it shares them.
 _LANES, _REGIONS = tl.constexpr(128), tl.constexpr(4)
@@ -47,7 +47,6 @@ class _Counting(NamedTuple):
     bins: int | None = None
     tile: int | None = None
     apart: bool = False
-    overlap: bool = False
 
 
 def constants(call: Call, counting: _Counting = _Counting()) -> tuple[Any, ...] | None:  # noqa: B008  (immutable)
@@ -66,8 +65,7 @@ def _counting(call: Call, num_warps: int, tile: int) -> _Counting:
         tile = min(tile, max(triton.next_power_of_2(call.num_slots), 16))
     # At least a warp's width: a histogram has no fewer bins.
     bins = min(max(64, triton.next_power_of_2(call.num_experts)), _MAX_BINS)
-    apart = _counted_apart(call)
-    return _Counting(bins, tile, apart, apart and can_overlap(call.device))
+    return _Counting(bins, tile, _counted_apart(call))
 
 
 def plan(call: Call, launch: Launch, *, tile: int, workspace: int = 0) -> Plan:
@@ -91,8 +89,7 @@ def plan(call: Call, launch: Launch, *, tile: int, workspace: int = 0) -> Plan:
         {"offset": workspace, "TILE": slots, "EXPERTS": experts},
         {"num_warps": max(1, min(slots // 128, 8))},
     )
-    waits = {"launch_pdl": True} if can_overlap(call.device) else {}
-    return Plan([count, launch._replace(options=launch.options | waits)], workspace + call.num_experts, flat=flat)
+    return Plan([count, launch], workspace + call.num_experts, flat=flat)
 
 
 @triton.jit
@@ -150,16 +147,15 @@ def _count_bins(topk_ids_ptr, num_slots, num_experts, experts, flat):
 
 
 @triton.jit
-def _load_counts(counts_ptr, num_experts, experts, flat):
+def _load_counts(counts_ptr, num_experts, experts, flat, OVERLAP: tl.constexpr):
     """Likewise, from the counts of all experts that another launch has made."""
     starts = tl.zeros(experts.shape, tl.int32)
     counts = tl.zeros(experts.shape, tl.int32)
     end = tl.zeros([], tl.int32)
-    if flat.OVERLAP:
-        tl.extra.cuda.gdc_wait()
+    wait(OVERLAP)
     for first in tl.range(0, num_experts, flat.BINS):
         bins = first + tl.arange(0, flat.BINS)
-        # Past the L1 cache, which may hold what an earlier launch left there.
+        # Read once, so past the L1 cache.
         counted = tl.load(counts_ptr + bins, mask=bins < num_experts, other=0, cache_modifier=".cg")
         sizes = _padded(counted, flat)
         inside = (experts >= first) & (experts < first + flat.BINS)
@@ -230,11 +226,11 @@ def count_experts_kernel(
     offset,
     TILE: tl.constexpr,
     EXPERTS: tl.constexpr,
+    OVERLAP: tl.constexpr,
     flat,  # launch.Flat
 ):
     """Count the slots of EXPERTS experts. Grid: (cdiv(num_experts, EXPERTS),). No atomics."""
-    if flat.OVERLAP:
-        tl.extra.cuda.gdc_launch_dependents()
+    begin(OVERLAP)
     experts = tl.program_id(0) * EXPERTS + tl.arange(0, EXPERTS)
     hits = tl.zeros([TILE, EXPERTS], tl.int32)
     for start in tl.range(0, num_slots, TILE, loop_unroll_factor=4):
@@ -245,7 +241,7 @@ def count_experts_kernel(
 
 
 @triton.jit
-def lay_out(layout, first, flat, EXPERT_BLOCK: tl.constexpr):
+def lay_out(layout, first, flat, EXPERT_BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
     """Complete the regions of this program, those of EXPERT_BLOCK experts from ``first`` on.
 
     ``layout``: ids, counts where they are counted apart, slots and weights to write, num_slots, num_experts.
@@ -258,7 +254,7 @@ def lay_out(layout, first, flat, EXPERT_BLOCK: tl.constexpr):
         starts, end = _count_smaller(topk_ids_ptr, num_slots, num_experts, experts, flat, EXPERT_BLOCK)
         counts = starts  # without padding, not looked at
     elif flat.APART:
-        starts, counts, end = _load_counts(counts_ptr, num_experts, experts, flat)
+        starts, counts, end = _load_counts(counts_ptr, num_experts, experts, flat, OVERLAP)
     else:
         starts, counts, end = _count_bins(topk_ids_ptr, num_slots, num_experts, experts, flat)
     _write_regions(slots_ptr, weights_ptr, num_slots, num_experts, first, starts, counts, flat, EXPERT_BLOCK)
@@ -277,7 +273,7 @@ def load_and_lay_out(counts_ptr, slots_ptr, weights_ptr, num_slots, num_experts,
     end = tl.zeros([], tl.int32)
     for first_bin in tl.range(0, num_experts, BINS):
         experts = first_bin + bins
-        # Past the L1 cache, which may hold what an earlier launch left there.
+        # Read once, so past the L1 cache.
         counts = tl.load(counts_ptr + experts, mask=experts < num_experts, other=0, cache_modifier=".cg")
         size = tl.sum(_padded(counts, flat), axis=0)
         before += tl.where(first_bin < first, size, 0)

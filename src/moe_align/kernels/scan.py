@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from moe_align.kernels import regions
-from moe_align.kernels.launch import Call, Launch, Plan
+from moe_align.kernels.launch import Call, Launch, Plan, begin
 
 # int32 ids of one 16-byte load.
 _ROW = 4
@@ -57,11 +57,13 @@ def align_rows_scan_kernel(
     FIELD: tl.constexpr,  # bits of a counter, enough for num_slots; EXPERT_BLOCK * FIELD <= 64
     ONE_TILE: tl.constexpr,  # whether BLOCK_SIZE covers all slots
     NUM_STAGE: tl.constexpr,
+    OVERLAP: tl.constexpr,
     FLAT: tl.constexpr = False,
     flat=None,  # launch.Flat in a flat layout
 ):
     """Place the slots of EXPERT_BLOCK experts. Grid: (cdiv(num_experts, EXPERT_BLOCK),). Atomic counts at most."""
     tl.static_assert(EXPERT_BLOCK * FIELD <= 64)
+    begin(OVERLAP)
     ROWS: tl.constexpr = BLOCK_SIZE // ROW
     MASK: tl.constexpr = (1 << FIELD) - 1
     # Unsigned, because the highest field reaches into the sign; but one expert's counts are places as they are.
@@ -78,7 +80,7 @@ def align_rows_scan_kernel(
     layout = (topk_ids_ptr, workspace_ptr, slot_index_ptr, weights_ptr, num_slots, num_experts)
     RANK_FIRST: tl.constexpr = FLAT and ONE_TILE and flat.APART
     if FLAT and not RANK_FIRST:
-        starts = regions.lay_out(layout, first, flat, EXPERT_BLOCK)
+        starts = regions.lay_out(layout, first, flat, EXPERT_BLOCK, OVERLAP)
         if EXPERT_BLOCK == 1:
             counts += tl.sum(starts, axis=0)
     end = BLOCK_SIZE if ONE_TILE else num_slots
@@ -101,7 +103,7 @@ def align_rows_scan_kernel(
         row_starts = counts + tl.cumsum(row_counts, axis=0) - row_counts
         places = row_starts[:, None] + (tl.cumsum(ones, axis=1) - ones)
         if RANK_FIRST:
-            starts = regions.lay_out(layout, first, flat, EXPERT_BLOCK)
+            starts = regions.lay_out(layout, first, flat, EXPERT_BLOCK, OVERLAP)
             if EXPERT_BLOCK == 1:
                 places += tl.sum(starts, axis=0)
         if EXPERT_BLOCK > 1:

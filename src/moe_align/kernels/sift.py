@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from moe_align.kernels import regions
-from moe_align.kernels.launch import Call, Launch, Plan
+from moe_align.kernels.launch import Call, Launch, Plan, begin
 from moe_align.kernels.scan import all_registers, owned_by
 
 #: Slots of a chunk: 32 lanes, each with the ids of one 16-byte load.
@@ -250,9 +250,9 @@ def _place_chunks(
 
 
 @triton.jit
-def _region_starts(layout, first, flat, EXPERT_BLOCK: tl.constexpr):
+def _region_starts(layout, first, flat, EXPERT_BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
     """Complete the program's regions; returns the start of each."""
-    laid_out = regions.lay_out(layout, first, flat, EXPERT_BLOCK)
+    laid_out = regions.lay_out(layout, first, flat, EXPERT_BLOCK, OVERLAP)
     starts = ()
     for expert in tl.static_range(EXPERT_BLOCK):
         here = tl.arange(0, EXPERT_BLOCK) == expert
@@ -275,12 +275,14 @@ def align_rows_sift_kernel(
     EXPERT_BLOCK: tl.constexpr,  # 1, or 2 or 4 where num_slots < 2**16
     HITS: tl.constexpr,  # of each lane, loaded ahead
     ONE_TILE: tl.constexpr,  # whether a tile covers all slots
+    OVERLAP: tl.constexpr,
     FLAT: tl.constexpr = False,
     flat=None,  # launch.Flat in a flat layout
 ):
     """Place the slots of EXPERT_BLOCK experts. Grid: (cdiv(num_experts, EXPERT_BLOCK),). Atomic counts at most."""
     tl.static_assert(CHUNKS * 4 <= 32)
     tl.static_assert(CHUNKS * EXPERT_BLOCK * 4 <= 64)
+    begin(OVERLAP)
     TILE: tl.constexpr = WARPS * CHUNKS * 128
     counters: tl.constexpr = tl.int64 if CHUNKS * EXPERT_BLOCK * 4 > 32 else tl.int32
     first = tl.program_id(0) * EXPERT_BLOCK
@@ -290,7 +292,7 @@ def align_rows_sift_kernel(
     RANK_FIRST: tl.constexpr = FLAT and ONE_TILE and flat.APART
     region_starts = ()
     if FLAT and not RANK_FIRST:
-        region_starts = _region_starts(layout, first, flat, EXPERT_BLOCK)
+        region_starts = _region_starts(layout, first, flat, EXPERT_BLOCK, OVERLAP)
     if not FLAT:
         slot_index_ptr += first.to(tl.int64) * num_slots
         weights_ptr += first.to(tl.int64) * num_slots
@@ -353,7 +355,7 @@ def align_rows_sift_kernel(
         starts = (even_starts, odd_starts)
 
         if RANK_FIRST:
-            places = _region_starts(layout, first, flat, EXPERT_BLOCK)
+            places = _region_starts(layout, first, flat, EXPERT_BLOCK, OVERLAP)
         else:
             places = region_starts
         target = (slot_index_ptr, weights_ptr, num_slots, places)

@@ -9,8 +9,7 @@ and expert, and the second leaves their difference, which is what the third adds
 No atomics on global memory; the histograms add integers in shared memory, so what they return does not depend on the
 order. All keys of a sort are different, so there is but one sorted order.
 
-On NVIDIA GPUs from Hopper on, a launch starts while the one before ends (programmatic dependent launch) and waits for
-its results inside the kernel; the last has sorted by then.
+Where launches overlap (see `launch`), the last has sorted by the time that the sums are there.
 
 Source: partial counts, a scan and a sort within the tile are how triton_kernels routes; what is in them is not.
 """
@@ -21,7 +20,7 @@ import triton
 import triton.language as tl
 
 from moe_align.kernels import regions
-from moe_align.kernels.launch import Call, Launch, Plan, can_overlap
+from moe_align.kernels.launch import Call, Launch, Plan, begin, wait
 
 #: Slots of a tile at most: two counts of a tile share 32 bits, and a thread has few slots to sort.
 MAX_TILE = 2048
@@ -58,8 +57,7 @@ def count_tiles_kernel(
     flat=None,  # launch.Flat in a flat layout
 ):
     """Count the slots of BINS experts in a tile. Grid: (num_tiles, row_size // BINS). Atomic counts at most."""
-    if OVERLAP:
-        tl.extra.cuda.gdc_launch_dependents()
+    begin(OVERLAP)
     first = tl.program_id(1) * BINS
     slots = tl.program_id(0) * TILE + tl.arange(0, TILE)
     experts, kept = _load_experts(topk_ids_ptr, slots, num_slots, num_experts, FLAT, flat)
@@ -84,9 +82,8 @@ def sum_tiles_kernel(
     OVERLAP: tl.constexpr,
 ):
     """Sum the tiles' counts of EXPERTS experts. Grid: (row_size // EXPERTS,). No atomics."""
-    if OVERLAP:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    begin(OVERLAP)
+    wait(OVERLAP)
     if counts_ptr is None:
         counts_ptr = workspace_ptr + tl.cast(num_tiles, tl.int64) * row_size
     experts = tl.program_id(0) * EXPERTS + tl.arange(0, EXPERTS)
@@ -95,7 +92,7 @@ def sum_tiles_kernel(
     for start in tl.range(0, end, TILES):
         tiles = start + tl.arange(0, TILES)[:, None]
         tile_ptr = workspace_ptr + tiles.to(tl.int64) * row_size + experts[None, :]
-        # Past the L1 cache, which may hold what an earlier launch left there.
+        # Read once, so past the L1 cache.
         counted = tl.load(tile_ptr, mask=tiles < num_tiles, other=0, cache_modifier=".cg")
         counts = counted & 0xFFFF
         earlier = sums[None, :] + tl.cumsum(counts, axis=0) - counts
@@ -122,6 +119,7 @@ def place_tiles_kernel(
     flat=None,  # launch.Flat in a flat layout
 ):
     """Place a tile's slots of BINS experts. Grid: (num_tiles, cdiv(num_experts, BINS)). No atomics."""
+    begin(OVERLAP)
     # What does not depend on the sums is done before they are waited for.
     in_tile = tl.arange(0, TILE)
     first_slot = tl.program_id(0) * TILE
@@ -138,8 +136,7 @@ def place_tiles_kernel(
     kept = (experts >= first) & (experts < tl.minimum(first + BINS, num_experts))
     if topk_weights_ptr is not None:
         weights = tl.gather(weights, local, axis=0)
-    if OVERLAP:
-        tl.extra.cuda.gdc_wait()
+    wait(OVERLAP)
     row_ptr = workspace_ptr + tl.program_id(0).to(tl.int64) * row_size
     places = in_tile + tl.load(row_ptr + experts, mask=kept, other=0, cache_modifier=".cg")
     if FLAT:
@@ -166,13 +163,10 @@ def plan(call: Call, run_config: dict[str, int]) -> Plan:
     # Rows need no bins to be placed.
     place_bins = min(width, _FLAT_BINS) if call.flat else width
     row_size = triton.cdiv(call.num_experts, count_bins) * count_bins
-    overlap = can_overlap(call.device)
-    waits = {"launch_pdl": True} if overlap else {}
-    shared = {"row_size": row_size, "OVERLAP": overlap}
     count = Launch(
         count_tiles_kernel,
         (num_tiles, row_size // count_bins),
-        {"TILE": tile, "BINS": count_bins, **shared},
+        {"TILE": tile, "BINS": count_bins, "row_size": row_size},
         {"num_warps": max(1, min(tile // 128, 8))},
     )
     sum_experts = run_config["SUM_EXPERTS"]
@@ -181,14 +175,20 @@ def plan(call: Call, run_config: dict[str, int]) -> Plan:
     sums = Launch(
         sum_tiles_kernel,
         (row_size // sum_experts,),
-        {"num_tiles": num_tiles, "TILES": sum_tiles, "EXPERTS": sum_experts, "ONE_PASS": one_pass, **shared},
-        {"num_warps": 4, **waits},
+        {
+            "num_tiles": num_tiles,
+            "row_size": row_size,
+            "TILES": sum_tiles,
+            "EXPERTS": sum_experts,
+            "ONE_PASS": one_pass,
+        },
+        {"num_warps": 4},
     )
     place = Launch(
         place_tiles_kernel,
         (num_tiles, triton.cdiv(call.num_experts, place_bins)),
-        {"TILE": tile, "BINS": place_bins, "WIDE": (call.num_experts + 1) * tile > 2**31, **shared},
-        {"num_warps": min(run_config["num_warps"], tile // 32), **waits},
+        {"row_size": row_size, "TILE": tile, "BINS": place_bins, "WIDE": (call.num_experts + 1) * tile > 2**31},
+        {"num_warps": min(run_config["num_warps"], tile // 32)},
     )
     # With a row for the counts of all tiles, which are no output of a flat layout.
     return Plan([count, sums, place], workspace=(num_tiles + 1) * row_size, flat=regions.constants(call))
