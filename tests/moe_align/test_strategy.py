@@ -220,7 +220,7 @@ def test_other_shapes_get_the_next_larger_one(implementation, gpu):
     tuned = {(row["num_experts"], row["num_slots"]): row["config"] for row in TUNED[gpu][implementation]}
     most_experts = max(num_experts for num_experts, _ in tuned)
     most_slots = max(num_slots for _, num_slots in tuned)
-    assert default_run_config(implementation, 257, 257, gpu) == tuned[512, 512]
+    assert default_run_config(implementation, 257, 385, gpu) == tuned[512, 512]
     assert default_run_config(implementation, 0, 7, gpu) == tuned[8, 8]
     assert default_run_config(implementation, 2 * most_slots, 10_000, gpu) == tuned[most_experts, most_slots]
 
@@ -229,7 +229,8 @@ def test_other_shapes_get_the_next_larger_one(implementation, gpu):
     ("name", "chip", "expected"),
     [
         pytest.param("NVIDIA H100 80GB HBM3", (9, 0, 132), "NVIDIA H100 80GB HBM3", id="tuned"),
-        pytest.param("NVIDIA H200", (9, 0, 132), "NVIDIA H100 80GB HBM3", id="same-chip"),
+        pytest.param("NVIDIA H200", (9, 0, 132), "NVIDIA H200", id="tuned-too"),
+        pytest.param("NVIDIA GH200 480GB", (9, 0, 132), "NVIDIA H100 80GB HBM3", id="same-chip"),
         pytest.param("NVIDIA H100 PCIe", (9, 0, 114), "NVIDIA H100 PCIe", id="fewer-multiprocessors"),
         pytest.param("NVIDIA A100-SXM4-80GB", (8, 0, 108), "NVIDIA A100-SXM4-80GB", id="another-architecture"),
     ],
