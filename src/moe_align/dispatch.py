@@ -85,10 +85,10 @@ def first_block_id(expert_map: torch.Tensor | None, keep_remote: bool) -> int:
 def use_pdl(enabled: bool) -> None:
     """Whether calls of one launch may start while the kernel before them ends, on NVIDIA GPUs from Hopper on.
 
-    Programmatic dependent launch (PDL), for the whole process; off at first. It pays between kernels that take part: up
-    to half a microsecond a call. After one that does not let others start early, it costs a quarter. A kernel that is
-    launched so after a call must wait (``griddepcontrol.wait``) before it touches what the call reads or writes, as
-    after any other; and one before a call must have waited itself. Graphs keep what they were captured with.
+    Programmatic dependent launch (PDL), for the whole process; off at first. Between kernels that take part it saves up
+    to one microsecond a call; behind one that lets nobody start early, it costs a quarter. A kernel that is launched so
+    after a call must wait (``griddepcontrol.wait``) before it touches what the call reads or writes, as behind any
+    other; and one that lets a call start early must have waited itself. Graphs keep what they were captured with.
 
     Args:
         enabled: from now on.

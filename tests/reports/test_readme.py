@@ -17,7 +17,7 @@ ROWS = re.findall(r"^\| (.+ \(\d+, \d+\)) \| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([
 @pytest.fixture(scope="module")
 def microseconds():
     (commit,) = set(re.findall(r"commit ([0-9a-f]{8})", README))
-    (file,) = (ROOT / "reports/results/nvidia-h100").glob(f"{commit}-*.json")
+    (file,) = (ROOT / "reports/results/nvidia-h200").glob(f"{commit}-*.json")
     results = Results.load(str(file))
     params = results.get_result_params("order.Rows.gputime_rows")
     samples = results.get_result_samples("order.Rows.gputime_rows", params)
