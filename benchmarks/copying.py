@@ -20,7 +20,8 @@ def copy_kernel(source_ptr, target_ptr, size, BLOCK: tl.constexpr, OVERLAP: tl.c
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     elements = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(target_ptr + elements, tl.load(source_ptr + elements, mask=elements < size), mask=elements < size)
+    values = tl.load(source_ptr + elements, mask=elements < size, other=0)
+    tl.store(target_ptr + elements, values, mask=elements < size)
 
 
 def copy(source: torch.Tensor, target: torch.Tensor, *, overlap: bool) -> None:

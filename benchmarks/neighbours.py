@@ -1,8 +1,8 @@
 """What does a call cost between other kernels, as in an engine, with and without programmatic dependent launch (PDL)?
 
 One kernel writes the ids and another reads the counts. With "neither" they are alone: the difference is what the call
-costs there. "ordinary" ones know nothing of PDL; "overlapping" ones let the next launch start at once, and wait for the
-one before.
+costs there. "ordinary" ones know nothing of PDL; "overlapping" ones wait for the launch before, and then let the next
+one start.
 """
 
 from __future__ import annotations
@@ -43,10 +43,8 @@ class Between(OnGpu):
         overlap = neighbours == "overlapping"
         if (pdl or overlap) and (torch.version.hip or torch.cuda.get_device_capability() < (9, 0)):
             raise NotImplementedError("the GPU has no programmatic dependent launch")
-        if pdl:
-            if not hasattr(moe_align, "use_pdl"):
-                raise NotImplementedError("the commit has no use_pdl")
-            moe_align.use_pdl(True)
+        if pdl and not hasattr(moe_align, "use_pdl"):
+            raise NotImplementedError("the commit has no use_pdl")
         self.copy = functools.partial(copying.copy, overlap=overlap)
         num_experts = MODELS[model].num_experts
         self.routed, self.weights = route(MODELS[model], tokens, "uniform", "cuda")
@@ -59,6 +57,9 @@ class Between(OnGpu):
             self.call = lambda: moe_align.align_rows(
                 self.ids, self.weights, num_experts, out=self.out, implementation=implementation
             )
+
+        if pdl:
+            moe_align.use_pdl(True)
 
     def gputime_between(self, *_: Any) -> None:
         """Write the ids, align, read the counts."""

@@ -7,9 +7,10 @@ aligned as allocations are, it would find the same one again, so a launcher reme
 more than the launch itself.
 
 On NVIDIA GPUs from Hopper on, the launches of a call overlap (programmatic dependent launch): a later one starts while
-the one before it ends, and waits inside the kernel. So does a call of one launch if asked for (``use_pdl``), whoever
-launched what comes before. Every kernel of a plan takes OVERLAP, and calls `begin` before anything else. The first of
-several launches always starts when all before it has ended, because the later ones read the inputs before they wait.
+the one before it ends, and waits inside the kernel. If asked for (``use_pdl``), a call of one launch overlaps with what
+comes before it, and every call with what comes after. Every kernel of a plan takes OVERLAP, and calls `begin` before
+anything else. The first of several launches always starts when all before it has ended, because the later ones read the
+inputs before they wait.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from moe_align.layouts import Regions, Rows
 _ALIGNMENT = 16
 #: What a compiled kernel takes instead of a description of the launch, and whom to tell before it and after it.
 _NO_HOOKS = (None, None, None)
-#: How a launch overlaps with the one before it: not at all; the first of a call; after another of the same call.
-_NO_OVERLAP, _OVERLAP_FIRST, _OVERLAP_LATER = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+#: How a launch overlaps with others: not at all; first of a call; later; last of a call that nobody overlaps with.
+_NO_OVERLAP, _OVERLAP_FIRST, _OVERLAP_LATER, _OVERLAP_LAST = map(tl.constexpr, range(4))
 #: Parameters that are bound anew on every call, by the names that all kernels have for them.
 _BOUND = ("topk_ids_ptr", "topk_weights_ptr", "slot_index_ptr", "weights_ptr", "counts_ptr", "workspace_ptr", "flat")
 
@@ -173,6 +174,8 @@ class Launcher:
         overlap = _NO_OVERLAP
         if (several or use_pdl) and can_overlap(call.device):
             overlap = _OVERLAP_LATER if index > 0 else _OVERLAP_FIRST
+            if index == len(plan.launches) - 1 and not use_pdl:
+                overlap = _OVERLAP_LAST
             if index > 0 or not (several or plan.zero_counts):
                 launch = launch._replace(options=launch.options | {"launch_pdl": True})
         shape = {"num_slots": call.num_slots, "num_experts": call.num_experts, "FLAT": plan.flat is not None}
@@ -213,7 +216,7 @@ def begin(OVERLAP: tl.constexpr):
     """
     if OVERLAP == _OVERLAP_FIRST:
         tl.extra.cuda.gdc_wait()
-    if OVERLAP != _NO_OVERLAP:
+    if OVERLAP != _NO_OVERLAP and OVERLAP != _OVERLAP_LAST:
         tl.extra.cuda.gdc_launch_dependents()
 
 
@@ -223,7 +226,7 @@ def wait(OVERLAP: tl.constexpr):
 
     Every program must come here, or the launch after this one would not have waited for those before it.
     """
-    if OVERLAP == _OVERLAP_LATER:
+    if OVERLAP != _NO_OVERLAP and OVERLAP != _OVERLAP_FIRST:
         tl.extra.cuda.gdc_wait()
 
 
