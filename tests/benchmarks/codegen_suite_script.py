@@ -23,11 +23,15 @@ from moe_align.strategy import STRATEGIES
 NUM_TOKENS, TOP_K, NUM_EXPERTS = 1024, 8, 256
 
 
-def compiled(launches):
+#: What is compiled for every target; other variants, which differ in a type or a branch, for one of each maker.
+FOR_EVERY_TARGET = ("int32 float32", "int64 bfloat16", "blocks", "offsets")
+
+
+def compiled(launches, variant=FOR_EVERY_TARGET[0]):
     """Target -> resources of each launch."""
+    targets = codegen.TARGETS if variant in FOR_EVERY_TARGET else ("sm_90", "gfx942")
     return {
-        target: [dataclasses.asdict(codegen.resources(launch, target)) for launch in launches]
-        for target in codegen.TARGETS
+        target: [dataclasses.asdict(codegen.resources(launch, target)) for launch in launches] for target in targets
     }
 
 
@@ -135,15 +139,15 @@ def main():
             result["overlap"] = overlapping()
             continue
         if part == "pairs":
-            result |= {f"{part} {layout}": compiled(pairs(layout)) for layout in FLAT if layout != "offsets"}
+            result |= {f"{part} {layout}": compiled(pairs(layout), layout) for layout in FLAT if layout != "offsets"}
             continue
         if part.startswith("flat:"):
             strategy = part.removeprefix("flat:")
-            result |= {f"{part} {layout}": compiled(flat_alignment(strategy, layout)) for layout in FLAT}
+            result |= {f"{part} {layout}": compiled(flat_alignment(strategy, layout), layout) for layout in FLAT}
             continue
         for ids_dtype, weights_dtype in itertools.product(api._ID_DTYPES, api._WEIGHT_DTYPES):
-            key = f"{part} {ids_dtype} {weights_dtype}".replace("torch.", "")
-            result[key] = compiled(alignment(part, ids_dtype, weights_dtype))
+            dtypes = f"{ids_dtype} {weights_dtype}".replace("torch.", "")
+            result[f"{part} {dtypes}"] = compiled(alignment(part, ids_dtype, weights_dtype), dtypes)
     print(json.dumps(result))
 
 

@@ -52,11 +52,10 @@ def test_compiles_for_every_target_without_spilling(generated, part, dtypes):
 
 
 @each_dtype
-@each_target
 @each_deterministic
-def test_deterministic_code_has_no_atomic_instruction_on_global_memory(generated, part, target, dtypes):
-    launches = generated(part)[f"{part} {dtypes}"][target]
-    assert [launch["atomics"] for launch in launches] == [0] * len(launches)
+def test_deterministic_code_has_no_atomic_instruction_on_global_memory(generated, part, dtypes):
+    for target, launches in generated(part)[f"{part} {dtypes}"].items():
+        assert [launch["atomics"] for launch in launches] == [0] * len(launches), target
 
 
 @each_flat_layout
@@ -70,11 +69,20 @@ def test_flat_layouts_compile_for_every_target_without_spilling_or_atomics_on_gl
 
 
 @pytest.mark.parametrize("layout", [layout for layout in FLAT if layout != "offsets"])
-@each_target
-def test_pairs_compile_without_spilling_or_any_atomics(generated, target, layout):
-    (launch,) = generated("atomic")[f"pairs {layout}"][target]
-    assert (launch["spill_bytes"], launch["atomics"], launch["shared_atomics"]) == (0, 0, 0)
-    assert 1 <= launch["registers"] <= 128
+def test_pairs_compile_without_spilling_or_any_atomics(generated, layout):
+    for target, (launch,) in generated("atomic")[f"pairs {layout}"].items():
+        assert (launch["spill_bytes"], launch["atomics"], launch["shared_atomics"]) == (0, 0, 0), target
+        assert 1 <= launch["registers"] <= 128, target
+
+
+@each_part
+def test_every_strategy_is_compiled_for_every_target(generated, part):
+    of_rows = [generated(part)[f"{part} {dtypes}"] for dtypes in ("int32 float32", "int64 bfloat16")]
+    if part == "atomic":
+        of_flat_layouts = [generated(part)["pairs blocks"], generated(part)["schedule"]]
+    else:
+        of_flat_layouts = [generated(f"flat:{part}")[f"flat:{part} {layout}"] for layout in ("blocks", "offsets")]
+    assert [sorted(compiled) for compiled in of_rows + of_flat_layouts] == [sorted(TARGETS)] * 4
 
 
 def test_launches_that_overlap_wait_before_they_read_or_write(generated):
@@ -99,10 +107,10 @@ def test_launches_that_overlap_wait_before_they_read_or_write(generated):
 
 
 @each_dtype
-@each_target
-def test_the_baseline_has_one(generated, target, dtypes):
+def test_the_baseline_has_one(generated, dtypes):
     # Which shows that the count would see one in the others.
-    assert sum(launch["atomics"] for launch in generated("atomic")[f"atomic {dtypes}"][target]) >= 1
+    for target, launches in generated("atomic")[f"atomic {dtypes}"].items():
+        assert sum(launch["atomics"] for launch in launches) >= 1, target
 
 
 @each_target
