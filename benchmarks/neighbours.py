@@ -57,7 +57,6 @@ class Between(OnGpu):
             self.call = lambda: moe_align.align_rows(
                 self.ids, self.weights, num_experts, out=self.out, implementation=implementation
             )
-
         if pdl:
             moe_align.use_pdl(True)
 

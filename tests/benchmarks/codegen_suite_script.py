@@ -21,13 +21,11 @@ from moe_align import api, kernels, layouts
 from moe_align.strategy import STRATEGIES
 
 NUM_TOKENS, TOP_K, NUM_EXPERTS = 1024, 8, 256
-
-
 #: What is compiled for every target; other variants, which differ in a type or a branch, for one of each maker.
-FOR_EVERY_TARGET = ("int32 float32", "int64 bfloat16", "blocks", "offsets")
+FOR_EVERY_TARGET = ("int32 float32", "int64 bfloat16", "blocks", "offsets", "schedule")
 
 
-def compiled(launches, variant=FOR_EVERY_TARGET[0]):
+def compiled(launches, variant):
     """Target -> resources of each launch."""
     targets = codegen.TARGETS if variant in FOR_EVERY_TARGET else ("sm_90", "gfx942")
     return {
@@ -133,7 +131,7 @@ def main():
     }
     for part in sys.argv[1:]:
         if part == "schedule":
-            result["schedule"] = compiled(schedule())
+            result["schedule"] = compiled(schedule(), part)
             continue
         if part == "overlap":
             result["overlap"] = overlapping()

@@ -42,7 +42,7 @@ def generated(tmp_path_factory):
 
 @each_dtype
 @each_part
-def test_compiles_for_every_target_without_spilling(generated, part, dtypes):
+def test_compiles_without_spilling(generated, part, dtypes):
     for target, launches in generated(part)[f"{part} {dtypes}"].items():
         assert launches, target
         for launch in launches:
@@ -60,7 +60,7 @@ def test_deterministic_code_has_no_atomic_instruction_on_global_memory(generated
 
 @each_flat_layout
 @each_deterministic
-def test_flat_layouts_compile_for_every_target_without_spilling_or_atomics_on_global_memory(generated, part, layout):
+def test_flat_layouts_compile_without_spilling_or_atomics_on_global_memory(generated, part, layout):
     for target, launches in generated(f"flat:{part}")[f"flat:{part} {layout}"].items():
         assert launches, target
         for launch in launches:
