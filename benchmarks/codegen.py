@@ -34,13 +34,15 @@ def _launch_all() -> None:
     topk_ids = torch.zeros((1024, 8), dtype=torch.int32)
     num_slots, num_experts = topk_ids.numel(), 256
     out = layouts.Rows.empty(num_experts, num_slots, torch.float32, topk_ids.device)
-    if hasattr(getattr(kernels, "regions", None), "count_experts_kernel"):
+    counted_apart = hasattr(getattr(kernels, "regions", None), "count_experts_kernel")
+    if counted_apart or hasattr(kernels, "pairs"):
         # Before the rows, whose figures are those of a kernel that serves both.
         blocks = layouts.Blocks.empty(num_slots, num_experts, 64, topk_ids.device)
         labelled = {"expert_ids": blocks.expert_ids, "num_tokens_post_padded": blocks.num_tokens_post_padded}
         regions = layouts.Regions(blocks.sorted_token_ids, None, num_experts, 64, **labelled)
-        sift = strategy.STRATEGIES["sift"]
-        sift.align_flat(topk_ids, None, regions, sift.default(num_slots, num_experts))
+        if counted_apart:
+            sift = strategy.STRATEGIES["sift"]
+            sift.align_flat(topk_ids, None, regions, sift.default(num_slots, num_experts))
         if hasattr(kernels, "pairs"):
             call, arguments = kernels.launch.of_regions(topk_ids[:8], None, regions)  # as many slots as it serves
             kernels.launch.Launcher(call, kernels.pairs.plan(call))(arguments)

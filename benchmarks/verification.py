@@ -36,6 +36,8 @@ _SIZES = [
     (331, 8, 24),
 ]
 _FLAT_SIZES = _SIZES[:8]
+#: More experts than a program counts at a time.
+_MANY_EXPERTS = (33, 2, 1025)
 #: Counts, slots, block size: nothing, empty experts, full and partial blocks, more slots than announced.
 _SCHEDULES = [([0, 0, 0], 0, 4), ([3, 0, 8, 1, 0], 12, 4), ([0] * 37 + [130], 130, 16), ([9, 9], 5, 2)]
 #: Numbers of experts that EXPERT_BLOCK does not divide: the last program owns fewer.
@@ -87,6 +89,11 @@ def cases(device: str) -> Iterator[tuple[str, Callable[[], str | None]]]:
         for dtype in (torch.float16, torch.bfloat16):
             ids, _ = route(Model(33, 3), 43, "uniform", device)
             yield _rows_case(f"{who}, {dtype} weights", ids, 33, implementation, dtype, **options)
+    if hasattr(moe_align, "align_blocks"):
+        ids, num_experts = _random_ids(*_MANY_EXPERTS, device), _MANY_EXPERTS[2]
+        what = f"deterministic scan, blocks of 4, {_described(ids, num_experts)}"
+        config = {"strategy": "scan", "EXPERT_BLOCK": 8}
+        yield what, functools.partial(_compare_flat, ids, num_experts, 4, "deterministic", run_config=config)
     for counts, num_slots, block_size in _SCHEDULES:
         what = f"schedule of {counts} in blocks of {block_size}"
         yield what, functools.partial(_compare_schedule, counts, num_slots, block_size, device)

@@ -1,9 +1,10 @@
 """Run by test_codegen_suite in a process without Triton's interpreter: resources of every launch of a strategy.
 
 python codegen_suite_script.py PART...; a part is a strategy, for the row layout or, after "flat:", for the others, or
-"pairs", "schedule" or "overlap". Prints JSON.
+"pairs", "schedule", "columns" or "overlap". Prints JSON.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import itertools
@@ -86,8 +87,15 @@ OVERLAPPING = ("ACQBULK", "PREEXIT", "LDG", "LD", "LDGSTS", "STG", "ST", "ATOMG"
 
 def overlapping():
     """With PDL, of every launch: kernel, whether it starts early, spills, and these instructions in their order."""
-    use_pdl = unittest.mock.patch.dict(kernels.launch.Launcher.__init__.__kwdefaults__, use_pdl=True)
-    with use_pdl, unittest.mock.patch.object(kernels.launch, "can_overlap", return_value=True):
+    with contextlib.ExitStack() as patches:
+        use_pdl = {"use_pdl": True}
+        patches.enter_context(unittest.mock.patch.dict(kernels.launch.Launcher.__init__.__kwdefaults__, use_pdl))
+        for module, name in [
+            (kernels.launch, "can_overlap"),
+            (kernels.regions, "on_nvidia"),
+            (kernels.tiles, "on_nvidia"),
+        ]:
+            patches.enter_context(unittest.mock.patch.object(module, name, return_value=True))
         made = [alignment(name, torch.int32, torch.float32) for name in STRATEGIES]
         made += [alignment("atomic", torch.int64, torch.bfloat16, num_tokens=32)]
         made += [pairs("blocks-map"), flat_alignment("scan", "offsets"), flat_alignment("scan", "blocks-map")]
@@ -106,6 +114,16 @@ def overlapping():
         for launches in made
         for index, launch in enumerate(launches)
     ]
+
+
+def columns():
+    """Instructions of a scan by one warp whose threads have four neighbouring slots."""
+    ids = torch.zeros((16, TOP_K), dtype=torch.int32)
+    out = layouts.Rows.empty(NUM_EXPERTS, ids.numel(), torch.float32, ids.device)
+    config = STRATEGIES["scan"].default(ids.numel(), NUM_EXPERTS)
+    assert (config["BLOCK_SIZE"], config["num_warps"]) == (4 * 32, 1)
+    (launch,) = codegen.record(lambda: STRATEGIES["scan"].align_rows(ids, torch.zeros(ids.shape), out, config))
+    return codegen.opcodes(launch, "sm_90")
 
 
 def schedule():
@@ -135,6 +153,9 @@ def main():
             continue
         if part == "overlap":
             result["overlap"] = overlapping()
+            continue
+        if part == "columns":
+            result["columns"] = columns()
             continue
         if part == "pairs":
             result |= {f"{part} {layout}": compiled(pairs(layout), layout) for layout in FLAT if layout != "offsets"}

@@ -100,17 +100,14 @@ MUTANTS = {
         REGIONS, ("valid = (ids >= 0) & (ids < num_experts)", "valid = ids >= 0")
     ),
     "regions-start-after-their-own-slots": mistake(
-        REGIONS, ("(of_slots[:, None] < experts[None, :]).to", "(of_slots[:, None] <= experts[None, :]).to")
+        REGIONS, ("of_slots[column][:, None] < first", "of_slots[column][:, None] <= first")
     ),
-    "regions-of-many-slots-not-padded": mistake(
-        REGIONS, ("sizes = _padded(counted, flat)\n    local", "sizes = counted\n    local")
+    "regions-of-columns-start-after-their-own-slots": mistake(
+        REGIONS, ("(of_slots[column] < first + expert)", "(of_slots[column] <= first + expert)")
     ),
-    "regions-counted-apart-not-padded": mistake(
-        REGIONS, ("sizes = _padded(counted, flat)\n        inside", "sizes = counted\n        inside")
-    ),
-    "regions-counted-apart-one-too-many": mistake(
-        REGIONS, ("tl.sum(hits, axis=0), mask", "tl.sum(hits, axis=0) + 1, mask")
-    ),
+    "regions-of-many-slots-not-padded": mistake(REGIONS, ("sizes = _padded(counted, flat).to", "sizes = counted.to")),
+    "regions-forget-what-was-counted-before": mistake(REGIONS, ("counts += of_experts", "counts = of_experts")),
+    "regions-count-one-too-many": mistake(REGIONS, ("counts += of_experts", "counts += of_experts + 1")),
     "pairs-count-the-slot-itself": mistake(
         PAIRS, ("slots[:, None] < slots[None, :]", "slots[:, None] <= slots[None, :]")
     ),

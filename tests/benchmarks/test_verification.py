@@ -69,11 +69,14 @@ def verdicts(tmp_path_factory):
         pytest.param("regions-padding-not-written", "sorted_token_ids[", id="regions-padding-not-written"),
         pytest.param("regions-tail-not-written", "slots[0] is -7", id="regions-tail-not-written"),
         pytest.param("regions-labels-of-the-next-expert", "expert_ids[0] is 1, expected 0", id="regions-labels"),
-        pytest.param("regions-of-ids-outside-the-range", "slots[6] is -7", id="regions-ids-outside-the-range"),
+        pytest.param(
+            "regions-of-ids-outside-the-range", "sorted_token_ids[22] is 8", id="regions-ids-outside-the-range"
+        ),
         pytest.param("regions-start-after-their-own-slots", "offsets, 3 x 3", id="regions-own-slots"),
+        pytest.param("regions-of-columns-start-after-their-own-slots", "offsets, 1031 x 2", id="regions-of-columns"),
         pytest.param("regions-of-many-slots-not-padded", "blocks of 4, 127 x 1", id="regions-many-padding"),
-        pytest.param("regions-counted-apart-not-padded", "blocks of 4, 1031 x 2", id="regions-apart-padding"),
-        pytest.param("regions-counted-apart-one-too-many", "blocks of 4, 1031 x 2", id="regions-apart-many"),
+        pytest.param("regions-forget-what-was-counted-before", "blocks of 4, ", id="regions-counted-before"),
+        pytest.param("regions-count-one-too-many", "blocks of 4, ", id="regions-one-too-many"),
         pytest.param("pairs-count-the-slot-itself", "blocks of 4, 3 x 3", id="pairs-itself"),
         pytest.param("pairs-open-one-block-an-expert", "blocks of 4, 8 x 8", id="pairs-one-block"),
         pytest.param("pairs-forget-full-blocks", "blocks of 4, 8 x 8", id="pairs-full-blocks"),

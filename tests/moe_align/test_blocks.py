@@ -114,32 +114,13 @@ def test_buffers_need_no_alignment(device, configuration, guard):
 
 
 @each_named_configuration
-@pytest.mark.parametrize("num_slots", [0, 1, 2], ids="slots={}".format)
-def test_few_slots_of_more_experts_than_a_program_counts(device, plan_with, configuration, num_slots):
-    plan_with(regions, "_MAX_EXPERTS", 0)
-    check_blocks(random_ids(num_slots, 1, 3).to(device), 4, 3, torch.float32, run_config=CONFIGURATIONS[configuration])
-
-
-@each_named_configuration
 @pytest.mark.parametrize("num_experts", [64, 130], ids="experts={}".format)
 def test_more_experts_than_are_counted_at_a_time(device, plan_with, configuration, num_experts):
-    plan_with(regions, "_MAX_EXPERTS", 0)
     plan_with(regions, "_MAX_BINS", 64)
     plan_with(tiles, "_COUNT_BINS", 32)
     plan_with(tiles, "_FLAT_BINS", 32)
     topk_ids = random_ids(20, 2, num_experts + 4).sub(2).to(device)
     check_blocks(topk_ids, 2, num_experts, run_config=CONFIGURATIONS[configuration] or None)
-
-
-@each_named_configuration
-@each_mode
-@pytest.mark.parametrize("way", ["histogram", "launch"])
-@pytest.mark.parametrize("num_slots", [14, 40], ids="slots={}".format)
-def test_slots_are_counted_in_any_way(device, plan_with, configuration, mode, way, num_slots):
-    plan_with(regions, "_MAX_SLOTS", 0 if way == "launch" else 64)
-    topk_ids = random_ids(num_slots // 2, 2, 7).sub(1).to(device)
-    config = CONFIGURATIONS[configuration] or None
-    check_blocks(topk_ids, 4, 6, torch.float32, run_config=config, **options_of(mode, 6, device))
 
 
 @each_configuration

@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from moe_align.kernels import regions
+from moe_align.kernels.columns import columns, store_scattered
 from moe_align.kernels.launch import Call, Launch, Plan, begin
 from moe_align.kernels.scan import all_registers
 from moe_align.kernels.sift import CHUNK, load_chunk, load_weights, warp_starts
@@ -68,7 +69,7 @@ def _collect_tile(
         values = slots * EXPERT_BLOCK + (ids - source[4]).to(tl.int32)
         start = tl.reshape(starts[chunk] + earlier_warps[:, None], [32 * WARPS])
         ones = hits.to(tl.int32)
-        tl.store(list_ptr + start[:, None] + tl.cumsum(ones, axis=1) - ones, values, mask=hits)
+        store_scattered(list_ptr, start[:, None] + tl.cumsum(ones, axis=1) - ones, values, hits)
     return all_warps
 
 
@@ -84,6 +85,7 @@ def _place_listed(
     EXPERT_BLOCK: tl.constexpr,
     LIST: tl.constexpr,
     FIELD: tl.constexpr,  # bits of a counter, enough for LIST
+    COLUMNS: tl.constexpr,
 ):
     """Place LIST hits from ``start`` on; ``places`` says where the first of each expert goes, and is returned anew."""
     FIELDS: tl.constexpr = min(64 // FIELD, EXPERT_BLOCK)
@@ -107,9 +109,11 @@ def _place_listed(
         ranks += tl.where(counted, earlier.to(tl.int32), 0)
         counts = (tl.sum(units, axis=0) >> owned_shift) & MASK
         places += tl.where(owned // FIELDS == word, counts.to(tl.int32), 0)
-    tl.store(slot_index_ptr + ranks, slots, mask=listed)
+    ROWS: tl.constexpr = LIST // COLUMNS
+    ranks, listed = tl.reshape(ranks, [ROWS, COLUMNS]), tl.reshape(listed, [ROWS, COLUMNS])
+    store_scattered(slot_index_ptr, ranks, tl.reshape(slots, [ROWS, COLUMNS]), listed)
     if weights_ptr is not None:
-        tl.store(weights_ptr + ranks, weights, mask=listed)
+        store_scattered(weights_ptr, ranks, tl.reshape(weights, [ROWS, COLUMNS]), listed)
     return places
 
 
@@ -120,7 +124,7 @@ def align_rows_collect_kernel(
     slot_index_ptr,  # out: int32 [num_experts, num_slots], written where rank < count; flat: [capacity], all written
     weights_ptr,  # out: float, likewise; None if there are no weights
     counts_ptr,  # out: int32 [num_experts], every element written; None in a flat layout
-    workspace_ptr,  # int32 [programs, 128 * WARPS * CHUNKS], the lists; then, of blocks, [num_experts], the counts
+    workspace_ptr,  # int32 [programs, 128 * WARPS * CHUNKS], the lists
     num_slots,
     num_experts,
     WARPS: tl.constexpr,
@@ -128,6 +132,7 @@ def align_rows_collect_kernel(
     EXPERT_BLOCK: tl.constexpr,  # EXPERT_BLOCK * num_slots < 2**31
     ONE_TILE: tl.constexpr,  # whether a tile covers all slots
     SHORT: tl.constexpr,  # hits of a list that is ranked at once
+    COLUMNS: tl.constexpr,  # of them, neighbours in a thread
     OVERLAP: tl.constexpr,
     FLAT: tl.constexpr = False,
     flat=None,  # launch.Flat in a flat layout
@@ -143,13 +148,9 @@ def align_rows_collect_kernel(
     num_owned = tl.minimum(EXPERT_BLOCK, num_experts - first)
     owned = tl.arange(0, EXPERT_BLOCK)
     list_ptr = workspace_ptr + tl.program_id(0).to(tl.int64) * TILE
-    expert_counts_ptr = workspace_ptr + tl.num_programs(0).to(tl.int64) * TILE
-    layout = (topk_ids_ptr, expert_counts_ptr, slot_index_ptr, weights_ptr, num_slots, num_experts)
-    RANK_FIRST: tl.constexpr = FLAT and ONE_TILE and flat.APART
-    if RANK_FIRST:
-        places = tl.zeros([EXPERT_BLOCK], tl.int32)  # not yet known
-    elif FLAT:
-        places = regions.lay_out(layout, first, flat, EXPERT_BLOCK, OVERLAP)
+    if FLAT:
+        layout = (topk_ids_ptr, slot_index_ptr, weights_ptr, num_slots, num_experts)
+        places = regions.lay_out(layout, first, flat, EXPERT_BLOCK)
     else:
         slot_index_ptr += first.to(tl.int64) * num_slots
         weights_ptr += first.to(tl.int64) * num_slots
@@ -159,16 +160,14 @@ def align_rows_collect_kernel(
     for tile in tl.range(0, end, TILE):
         num_hits = _collect_tile(source, list_ptr, tile, WARPS, CHUNKS, EXPERT_BLOCK, FLAT)
         tl.debug_barrier()
-        if RANK_FIRST:
-            places = regions.lay_out(layout, first, flat, EXPERT_BLOCK, OVERLAP)
         if num_hits <= SHORT:
             places = _place_listed(
-                source, list_ptr, 0, num_hits, places, slot_index_ptr, weights_ptr, EXPERT_BLOCK, SHORT, FIELD
+                source, list_ptr, 0, num_hits, places, slot_index_ptr, weights_ptr, EXPERT_BLOCK, SHORT, FIELD, COLUMNS
             )
         else:
             for start in tl.range(0, num_hits, LONG):
                 places = _place_listed(
-                    source, list_ptr, start, num_hits, places, slot_index_ptr, weights_ptr, EXPERT_BLOCK, LONG, 16
+                    source, list_ptr, start, num_hits, places, slot_index_ptr, weights_ptr, EXPERT_BLOCK, LONG, 16, 4
                 )
         if not ONE_TILE:
             # Before the list is overwritten.
@@ -188,13 +187,15 @@ def plan(call: Call, run_config: dict[str, int]) -> Plan:
     tile = num_warps * chunks * CHUNK
     programs = triton.cdiv(call.num_experts, expert_block)
     mean = min(tile, num_slots) * expert_block // call.num_experts
+    short = next((short for short in _SHORT if 4 * mean <= 3 * short), _SHORT[-1])
     constants = {
         "WARPS": num_warps,
         "CHUNKS": chunks,
         "EXPERT_BLOCK": expert_block,
         "ONE_TILE": num_slots <= tile,
-        "SHORT": next((short for short in _SHORT if 4 * mean <= 3 * short), _SHORT[-1]),
+        "SHORT": short,
+        "COLUMNS": columns(short, num_warps, 4),
     }
     options = {"num_warps": num_warps, **all_registers(num_warps)}
     launch = Launch(align_rows_collect_kernel, (programs,), constants, options)
-    return regions.plan(call, launch, tile=num_slots, workspace=programs * tile)
+    return Plan([launch], workspace=programs * tile, flat=regions.constants(call, num_warps, num_slots))

@@ -49,8 +49,10 @@ class Flat(NamedTuple):
     FIRST_ID: Any  # id of expert 0
     BLOCK: Any  # slots of a block
     BINS: Any  # experts counted at a time, by programs that count all slots
+    ALL_BINS: Any  # whether these are all experts
     TILE: Any  # slots counted at a time; likewise
-    APART: Any  # whether a launch of its own counts the slots
+    COLUMNS: Any  # of them, neighbours in a thread
+    SHARED: Any  # whether they are counted into `bins`
 
 
 class FlatCall(NamedTuple):
@@ -233,7 +235,12 @@ def wait(OVERLAP: tl.constexpr):
 @functools.lru_cache
 def can_overlap(device: torch.device) -> bool:
     """Whether the GPU starts a launch before the one it depends on has ended."""
-    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
+    return on_nvidia(device) and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def on_nvidia(device: torch.device) -> bool:
+    """Whether kernels for the device are compiled to NVIDIA's instructions."""
+    return device.type == "cuda" and torch.version.hip is None
 
 
 def _hooked() -> bool:

@@ -3,9 +3,8 @@
 A flat layout holds one region per expert, in the order of experts, each padded to whole blocks; offsets are blocks of
 one slot. A slot's place is the start of its expert's region plus its rank, which is what the strategies compute. A
 start is the sum of the sizes of all earlier regions. Programs that stream all slots count them once more: without
-padding, those of smaller experts. With padding they need the slots of every expert: by a histogram in shared memory,
-or, where that takes longer than a launch, from a launch that counts them, beside which, on NVIDIA GPUs from Hopper on,
-they rank. The tiles have the counts of their second launch. Blocks of few slots need none of this; see `pairs`.
+padding, those of smaller experts; with padding, those of every expert, in shared memory. The tiles have the counts of
+their second launch. Blocks of few slots need none of this; see `pairs`.
 
 Every element is written once: slots by those who rank them; padding, labels and offsets of an expert by one program;
 what lies past the last region by all programs in turns.
@@ -13,83 +12,46 @@ what lies past the last region by all programs in turns.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import triton
 import triton.language as tl
 
-from moe_align.kernels.launch import Call, Launch, Plan, begin, wait
+from moe_align.kernels.bins import clear_bins, count_into_bins, load_bins
+from moe_align.kernels.columns import columns, columns_of, matrix_of
+from moe_align.kernels.launch import Call, on_nvidia
 
 # Elements of a store, and regions that a program completes at a time if it shares them.
 _LANES, _REGIONS = tl.constexpr(128), tl.constexpr(4)
-# What a program counts by a histogram at most: slots, experts, and slots * experts. Else a launch counts.
-_MAX_SLOTS, _MAX_EXPERTS, _MAX_WORK = 2048, 512, 2**19
-# Counts of experts that are loaded at a time.
+# Experts counted at a time.
 _MAX_BINS = 1024
-# Slots counted at a time: by each warp no fewer than it has lanes, because a histogram must see each id in one thread
-# only; and no more than there are registers for.
+# Slots counted at a time: by each warp no fewer than it has lanes, because an id must be counted by one thread only;
+# and no more than there are registers for.
 _MIN_TILE, _WARP_TILE, _MAX_TILE = 64, 256, 2048
-# Of the launch that counts: slots at a time, and experts of a program, at most.
-_COUNT_TILE, _COUNT_EXPERTS = 2048, 8
 
-
-def _counted_apart(call: Call) -> bool:
-    """Whether slots are counted by a launch of their own."""
-    if call.flat is None or call.flat.has_offsets:
-        return False
-    work = call.num_slots * call.num_experts
-    return call.num_slots > _MAX_SLOTS or call.num_experts > _MAX_EXPERTS or work > _MAX_WORK
-
-
-class _Counting(NamedTuple):
-    """The end of `launch.Flat`: how programs that stream all slots count them; others need not know."""
-
-    bins: int | None = None
-    tile: int | None = None
-    apart: bool = False
-
-
-def constants(call: Call, counting: _Counting = _Counting()) -> tuple[Any, ...] | None:  # noqa: B008  (immutable)
-    """What `launch.Flat` holds after its tensors; None for rows."""
-    if call.flat is None:
-        return None
-    shape = (call.flat.first_id, call.flat.block_size, *counting)
-    return call.flat.capacity, call.flat.num_blocks, *map(tl.constexpr, shape)
-
-
-def _counting(call: Call, num_warps: int, tile: int) -> _Counting:
-    """How programs count that take about ``tile`` slots at a time."""
-    tile = max(min(triton.next_power_of_2(tile), num_warps * _WARP_TILE, _MAX_TILE), num_warps * _MIN_TILE)
-    if call.flat is not None and call.flat.has_offsets:
-        # No histogram, so no more than there are.
-        tile = min(tile, max(triton.next_power_of_2(call.num_slots), 16))
-    # At least a warp's width: a histogram has no fewer bins.
-    bins = min(max(64, triton.next_power_of_2(call.num_experts)), _MAX_BINS)
-    return _Counting(bins, tile, _counted_apart(call))
-
-
-def plan(call: Call, launch: Launch, *, tile: int, workspace: int = 0) -> Plan:
-    """A plan of one launch, after another that counts the slots of every expert where that is faster.
+def constants(call: Call, num_warps: int | None = None, tile: int = 0) -> tuple[Any, ...] | None:
+    """What `launch.Flat` holds after its tensors; None for rows.
 
     Args:
         call: what to plan for.
-        launch: the launch of a strategy whose programs read all slots.
-        tile: slots that its programs count at a time, about.
-        workspace: int32 elements that it needs; the counts come after these.
+        num_warps: of programs that count all slots; None if there are none.
+        tile: slots that these count at a time, about.
     """
-    flat = constants(call, _counting(call, launch.options["num_warps"], tile))
-    if not _counted_apart(call):
-        return Plan([launch], workspace, flat=flat)
-    # As many programs as a GPU has multiprocessors, and no more: each reads all ids.
-    experts = min(max(triton.next_power_of_2(call.num_experts) // 128, 1), _COUNT_EXPERTS)
-    slots = min(triton.next_power_of_2(max(call.num_slots, 1)), _COUNT_TILE)
-    count = Launch(
-        count_experts_kernel,
-        (triton.cdiv(call.num_experts, experts),),
-        {"offset": workspace, "TILE": slots, "EXPERTS": experts},
-        {"num_warps": max(1, min(slots // 128, 8))},
-    )
-    return Plan([count, launch], workspace + call.num_experts, flat=flat)
+    if call.flat is None:
+        return None
+    counting: tuple[Any, ...] = (None,) * 5
+    if num_warps is not None:
+        tile = max(min(triton.next_power_of_2(tile), num_warps * _WARP_TILE, _MAX_TILE), num_warps * _MIN_TILE)
+        if call.flat.has_offsets:
+            # No histogram, so no more than there are.
+            tile = min(tile, max(triton.next_power_of_2(call.num_slots), 16))
+        # At least a warp's width: a histogram has no fewer bins.
+        bins = min(max(64, triton.next_power_of_2(call.num_experts)), _MAX_BINS)
+        # In one warp, nothing waits for others when it moves.
+        of_thread = columns(tile, num_warps, call.ids_dtype.itemsize) if num_warps > 1 else 1
+        counting = (bins, call.num_experts <= bins, tile, of_thread, on_nvidia(call.device))
+    shape = (call.flat.first_id, call.flat.block_size, *counting)
+    return call.flat.capacity, call.flat.num_blocks, *map(tl.constexpr, shape)
 
 
 @triton.jit
@@ -119,51 +81,79 @@ def load_experts(topk_ids_ptr, slots, num_slots, num_experts, flat):
 
 
 @triton.jit
-def _count_smaller(topk_ids_ptr, num_slots, num_experts, experts, flat, EXPERTS: tl.constexpr):
-    """Slots of experts smaller than each of ``experts``, and of all: where regions without padding start and end."""
+def _count_smaller(topk_ids_ptr, num_slots, num_experts, first, flat, EXPERTS: tl.constexpr):
+    """Slots of experts smaller than each from ``first`` on, and of all: where regions without padding start and end."""
     # Summed over threads only once, and unrolled, so that loads do not wait for one another.
-    smaller = tl.zeros([flat.TILE, EXPERTS], tl.int32)
-    all_valid = tl.zeros([flat.TILE], tl.int32)
+    ROWS: tl.constexpr = flat.TILE // flat.COLUMNS
+    smaller = tl.zeros([ROWS, EXPERTS], tl.int32)
+    all_valid = tl.zeros([ROWS], tl.int32)
     for start in tl.range(0, num_slots, flat.TILE, loop_unroll_factor=4):
-        slots = start + tl.arange(0, flat.TILE)
-        of_slots, valid = load_experts(topk_ids_ptr, slots, num_slots, num_experts, flat)
-        smaller += (of_slots[:, None] < experts[None, :]).to(tl.int32)
-        all_valid += valid.to(tl.int32)
-    return tl.sum(smaller, axis=0), tl.sum(all_valid, axis=0)
+        slots = start + tl.arange(0, ROWS)[:, None] * flat.COLUMNS + tl.arange(0, flat.COLUMNS)[None, :]
+        of_slots = columns_of(load_experts(topk_ids_ptr, slots, num_slots, num_experts, flat)[0])
+        for column in tl.static_range(flat.COLUMNS):
+            all_valid += (of_slots[column] < num_experts).to(tl.int32)
+            if flat.COLUMNS == 1:
+                smaller += (of_slots[column][:, None] < first + tl.arange(0, EXPERTS)[None, :]).to(tl.int32)
+            else:
+                of_experts = ()
+                for expert in tl.static_range(EXPERTS):
+                    of_experts = of_experts + ((of_slots[column] < first + expert).to(tl.int32),)
+                smaller += matrix_of(of_experts)
+    if flat.COLUMNS == 1:
+        return tl.sum(smaller, axis=0), tl.sum(all_valid, axis=0)
+    else:
+        return _starts_and_end((all_valid[:, None].to(tl.int64) << 32) + smaller)
 
 
 @triton.jit
-def _count_bins(topk_ids_ptr, num_slots, num_experts, experts, flat):
+def _count_all(topk_ids_ptr, num_slots, num_experts, experts, flat):
     """Starts of ``experts``, their slots, and the end of all regions, by counting the slots of every expert."""
-    counted = tl.zeros([flat.BINS], tl.int32)
+    counts = tl.zeros(experts.shape, tl.int32)
+    packed = tl.zeros([flat.BINS, experts.shape[0]], tl.int64)
+    end = flat.BINS if flat.ALL_BINS else num_experts
+    for first in tl.range(0, end, flat.BINS):
+        counted, of_experts = _count_bins(topk_ids_ptr, num_slots, num_experts, first, experts - first, flat)
+        counts += of_experts
+        # Each region's size, and in the lower 32 bits only that of an earlier one.
+        sizes = _padded(counted, flat).to(tl.int64)[:, None]
+        packed += (sizes << 32) + tl.where(first + tl.arange(0, flat.BINS)[:, None] < experts[None, :], sizes, 0)
+    starts, end = _starts_and_end(packed)
+    return starts, counts, end
+
+
+@triton.jit
+def _count_bins(topk_ids_ptr, num_slots, num_experts, first, wanted, flat):
+    """Slots of the BINS experts from ``first`` on, [BINS], and of those that are ``wanted``, 0 if not among them."""
+    bins = tl.arange(0, flat.BINS)
+    if flat.SHARED:
+        if first > 0:
+            tl.debug_barrier()  # until the bins before are loaded
+        address = clear_bins(flat.BINS)
+    else:
+        counted = tl.zeros([flat.BINS], tl.int32)
     for start in tl.range(0, num_slots, flat.TILE):
         slots = start + tl.arange(0, flat.TILE)
-        of_slots, valid = load_experts(topk_ids_ptr, slots, num_slots, num_experts, flat)
-        counted += tl.histogram(tl.where(valid, of_slots, 0), flat.BINS, mask=valid)
-    sizes = _padded(counted, flat)
-    local = tl.minimum(experts, flat.BINS - 1)
-    starts = tl.gather(tl.cumsum(sizes, axis=0) - sizes, local, axis=0)
-    return starts, tl.gather(counted, local, axis=0), tl.sum(sizes, axis=0)
+        experts, kept = load_experts(topk_ids_ptr, slots, num_slots, num_experts, flat)
+        if not flat.ALL_BINS:
+            experts -= first
+            kept = kept & (experts >= 0) & (experts < flat.BINS)
+        if flat.SHARED:
+            count_into_bins(address, experts, kept)
+        else:
+            counted += tl.histogram(tl.where(kept, experts, 0), flat.BINS, mask=kept)
+    if flat.SHARED:
+        tl.debug_barrier()
+        known = (wanted >= 0) & (wanted < flat.BINS)
+        return load_bins(address, bins), tl.where(known, load_bins(address, tl.where(known, wanted, 0)), 0)
+    else:
+        return counted, tl.sum(tl.where(bins[:, None] == wanted[None, :], counted[:, None], 0), axis=0)
 
 
 @triton.jit
-def _load_counts(counts_ptr, num_experts, experts, flat, OVERLAP: tl.constexpr):
-    """Likewise, from the counts of all experts that another launch has made."""
-    starts = tl.zeros(experts.shape, tl.int32)
-    counts = tl.zeros(experts.shape, tl.int32)
-    end = tl.zeros([], tl.int32)
-    wait(OVERLAP)
-    for first in tl.range(0, num_experts, flat.BINS):
-        bins = first + tl.arange(0, flat.BINS)
-        # Read once, so past the L1 cache.
-        counted = tl.load(counts_ptr + bins, mask=bins < num_experts, other=0, cache_modifier=".cg")
-        sizes = _padded(counted, flat)
-        inside = (experts >= first) & (experts < first + flat.BINS)
-        local = tl.where(inside, experts - first, 0)
-        starts += tl.where(inside, end + tl.gather(tl.cumsum(sizes, axis=0) - sizes, local, axis=0), 0)
-        counts += tl.where(inside, tl.gather(counted, local, axis=0), 0)
-        end += tl.sum(sizes, axis=0)
-    return starts, counts, end
+def _starts_and_end(packed):
+    """What the earlier regions of each expert take, and what all take, by one sum."""
+    sums = tl.sum(packed, axis=0)
+    return sums.to(tl.int32), tl.max((sums >> 32).to(tl.int32), axis=0)
 
 
 @triton.jit
@@ -218,48 +208,37 @@ def _write_tail(slots_ptr, weights_ptr, num_slots, num_experts, end, flat):
 
 
 @triton.jit
-def count_experts_kernel(
-    topk_ids_ptr,  # in: int32 or int64 [num_slots]
-    workspace_ptr,  # out: int32 [num_experts] at ``offset``, every element written
-    num_slots,
-    num_experts,
-    offset,
-    TILE: tl.constexpr,
-    EXPERTS: tl.constexpr,
-    OVERLAP: tl.constexpr,
-    flat,  # launch.Flat
-):
-    """Count the slots of EXPERTS experts. Grid: (cdiv(num_experts, EXPERTS),). No atomics."""
-    begin(OVERLAP)
-    experts = tl.program_id(0) * EXPERTS + tl.arange(0, EXPERTS)
-    hits = tl.zeros([TILE, EXPERTS], tl.int32)
-    for start in tl.range(0, num_slots, TILE, loop_unroll_factor=4):
-        slots = start + tl.arange(0, TILE)
-        of_slots = load_experts(topk_ids_ptr, slots, num_slots, num_experts, flat)[0]
-        hits += (of_slots[:, None] == experts[None, :]).to(tl.int32)
-    tl.store(workspace_ptr + offset + experts, tl.sum(hits, axis=0), mask=experts < num_experts)
-
-
-@triton.jit
-def lay_out(layout, first, flat, EXPERT_BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
+def lay_out(layout, first, flat, EXPERT_BLOCK: tl.constexpr):
     """Complete the regions of this program, those of EXPERT_BLOCK experts from ``first`` on.
 
-    ``layout``: ids, counts where they are counted apart, slots and weights to write, num_slots, num_experts.
-    Returns their starts. The order of programs is that of their experts; grid: one axis. What does not depend on the
-    starts should be done before, because another launch may still be counting.
+    ``layout``: ids, slots and weights to write, num_slots, num_experts. Returns their starts. The order of programs is
+    that of their experts; grid: one axis.
     """
-    topk_ids_ptr, counts_ptr, slots_ptr, weights_ptr, num_slots, num_experts = layout
+    topk_ids_ptr, slots_ptr, weights_ptr, num_slots, num_experts = layout
     experts = first + tl.arange(0, EXPERT_BLOCK)
     if flat.offsets is not None:
-        starts, end = _count_smaller(topk_ids_ptr, num_slots, num_experts, experts, flat, EXPERT_BLOCK)
+        starts, end = _count_smaller(topk_ids_ptr, num_slots, num_experts, first, flat, EXPERT_BLOCK)
         counts = starts  # without padding, not looked at
-    elif flat.APART:
-        starts, counts, end = _load_counts(counts_ptr, num_experts, experts, flat, OVERLAP)
     else:
-        starts, counts, end = _count_bins(topk_ids_ptr, num_slots, num_experts, experts, flat)
+        starts, counts, end = _count_all(topk_ids_ptr, num_slots, num_experts, experts, flat)
     _write_regions(slots_ptr, weights_ptr, num_slots, num_experts, first, starts, counts, flat, EXPERT_BLOCK)
     _write_tail(slots_ptr, weights_ptr, num_slots, num_experts, end, flat)
     return starts
+
+
+@triton.jit
+def starts_of(starts, experts, EXPERT_BLOCK: tl.constexpr):
+    """The start of each expert's region, ``experts`` counted from the program's first on; of starts [EXPERT_BLOCK]."""
+    if EXPERT_BLOCK > 4:
+        flat = tl.reshape(experts, [experts.numel])
+        return tl.reshape(tl.gather(starts, flat, axis=0), experts.shape)
+    else:
+        # Without shared memory, which a gather would go through.
+        found = tl.zeros(experts.shape, tl.int32)
+        for expert in tl.static_range(EXPERT_BLOCK):
+            start = tl.sum(tl.where(tl.arange(0, EXPERT_BLOCK) == expert, starts, 0), axis=0)
+            found = tl.where(experts == expert, start, found)
+        return found
 
 
 @triton.jit

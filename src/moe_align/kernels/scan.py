@@ -19,10 +19,8 @@ import triton
 import triton.language as tl
 
 from moe_align.kernels import regions
+from moe_align.kernels.columns import columns, store_scattered
 from moe_align.kernels.launch import Call, Launch, Plan, begin
-
-# int32 ids of one 16-byte load.
-_ROW = 4
 
 
 def all_registers(num_warps: int) -> dict[str, int]:
@@ -48,11 +46,10 @@ def align_rows_scan_kernel(
     slot_index_ptr,  # out: int32 [num_experts, num_slots], written where rank < count; flat: [capacity], all written
     weights_ptr,  # out: float, likewise; None if there are no weights
     counts_ptr,  # out: int32 [num_experts], every element written; None in a flat layout
-    workspace_ptr,  # in: int32 [num_experts], the counts, of blocks; else not looked at
     num_slots,
     num_experts,
     BLOCK_SIZE: tl.constexpr,
-    ROW: tl.constexpr,  # slots of a row; divides BLOCK_SIZE
+    ROW: tl.constexpr,  # slots of a row, which a thread has; divides BLOCK_SIZE
     EXPERT_BLOCK: tl.constexpr,
     FIELD: tl.constexpr,  # bits of a counter, enough for num_slots; EXPERT_BLOCK * FIELD <= 64
     ONE_TILE: tl.constexpr,  # whether BLOCK_SIZE covers all slots
@@ -77,10 +74,10 @@ def align_rows_scan_kernel(
         weights_ptr += first.to(tl.int64) * num_slots
     in_tile = tl.arange(0, ROWS)[:, None] * ROW + tl.arange(0, ROW)[None, :]
     counts = tl.zeros([], dtype=dtype)
-    layout = (topk_ids_ptr, workspace_ptr, slot_index_ptr, weights_ptr, num_slots, num_experts)
-    RANK_FIRST: tl.constexpr = FLAT and ONE_TILE and flat.APART
-    if FLAT and not RANK_FIRST:
-        starts = regions.lay_out(layout, first, flat, EXPERT_BLOCK, OVERLAP)
+    layout = (topk_ids_ptr, slot_index_ptr, weights_ptr, num_slots, num_experts)
+    LAST_ROW_COUNTS: tl.constexpr = ONE_TILE and not FLAT and EXPERT_BLOCK <= 4
+    if FLAT:
+        starts = regions.lay_out(layout, first, flat, EXPERT_BLOCK)
         if EXPERT_BLOCK == 1:
             counts += tl.sum(starts, axis=0)
     end = BLOCK_SIZE if ONE_TILE else num_slots
@@ -100,25 +97,29 @@ def align_rows_scan_kernel(
             local = (ids - first).to(tl.int32)
             ones = tl.where(hits, tl.full([ROWS, ROW], 1, dtype) << (local * FIELD).to(dtype), 0)
         row_counts = tl.sum(ones, axis=1)
-        row_starts = counts + tl.cumsum(row_counts, axis=0) - row_counts
+        inclusive = counts + tl.cumsum(row_counts, axis=0)
+        row_starts = inclusive - row_counts
         places = row_starts[:, None] + (tl.cumsum(ones, axis=1) - ones)
-        if RANK_FIRST:
-            starts = regions.lay_out(layout, first, flat, EXPERT_BLOCK, OVERLAP)
-            if EXPERT_BLOCK == 1:
-                places += tl.sum(starts, axis=0)
         if EXPERT_BLOCK > 1:
             ranks = ((places >> (local * FIELD).to(dtype)) & MASK).to(tl.int32)
             if FLAT:
-                owner = tl.reshape(tl.where(hits, local, 0), [BLOCK_SIZE])
-                places = ranks + tl.reshape(tl.gather(starts, owner, axis=0), [ROWS, ROW])
+                places = ranks + regions.starts_of(starts, tl.where(hits, local, 0), EXPERT_BLOCK)
             else:
                 # More than one expert only with num_slots < 2**16, so the product fits.
                 places = ranks + local * num_slots
-        tl.store(slot_index_ptr + places, slots, mask=hits)
+        store_scattered(slot_index_ptr, places, slots, hits)
         if topk_weights_ptr is not None:
-            tl.store(weights_ptr + places, weights, mask=hits)
-        counts += tl.sum(row_counts, axis=0)
-    if not FLAT:
+            store_scattered(weights_ptr, places, weights, hits)
+        if LAST_ROW_COUNTS:
+            # By the threads of the last row, rather than by one more sum across warps.
+            is_last = tl.arange(0, ROWS) == ROWS - 1
+            for expert in tl.static_range(EXPERT_BLOCK):
+                count = ((inclusive >> (expert * FIELD)) & MASK).to(tl.int32) if EXPERT_BLOCK > 1 else inclusive
+                owned = tl.zeros([ROWS], tl.int32) + expert
+                tl.store(counts_ptr + first + owned, count, mask=is_last & (owned < num_owned))
+        else:
+            counts += tl.sum(row_counts, axis=0)
+    if not FLAT and not LAST_ROW_COUNTS:
         owned = tl.arange(0, EXPERT_BLOCK)
         if EXPERT_BLOCK > 1:
             counts = ((counts >> (owned * FIELD).to(dtype)) & MASK).to(tl.int32)
@@ -128,12 +129,13 @@ def align_rows_scan_kernel(
 def plan(call: Call, run_config: dict[str, int]) -> Plan:
     """One launch."""
     num_warps, block_size = run_config["num_warps"], run_config["BLOCK_SIZE"]
+    row = columns(block_size, num_warps, call.ids_dtype.itemsize)
     field = next((bits for bits in (4, 8, 16) if call.num_slots < 1 << bits), 64)
     # As many experts as have room for their counters in 64 bits.
     expert_block = min(run_config["EXPERT_BLOCK"], 64 // field)
     constants = {
         "BLOCK_SIZE": block_size,
-        "ROW": min(_ROW, block_size),
+        "ROW": row,
         "EXPERT_BLOCK": expert_block,
         "FIELD": field if expert_block > 1 else 32,
         "ONE_TILE": call.num_slots <= block_size,
@@ -142,4 +144,4 @@ def plan(call: Call, run_config: dict[str, int]) -> Plan:
     options = {"num_warps": num_warps, **(all_registers(num_warps) if call.flat else {})}
     grid = (triton.cdiv(call.num_experts, expert_block),)
     launch = Launch(align_rows_scan_kernel, grid, constants, options)
-    return regions.plan(call, launch, tile=block_size)
+    return Plan([launch], flat=regions.constants(call, num_warps, block_size))

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 
 from moe_align.kernels import regions
+from moe_align.kernels.columns import store_scattered
 from moe_align.kernels.launch import Call, Launch, Plan, begin
 from moe_align.kernels.scan import all_registers, owned_by
 
@@ -135,9 +136,9 @@ def _store(target, slots, weights, expert, rank, mask, EXPERT_BLOCK: tl.constexp
     else:
         # More than one expert only with num_slots < 2**16, so the product fits.
         places = expert * num_slots + rank
-    tl.store(slot_index_ptr + places, slots, mask=mask)
+    store_scattered(slot_index_ptr, places, slots, mask)
     if weights_ptr is not None:
-        tl.store(weights_ptr + places, weights, mask=mask)
+        store_scattered(weights_ptr, places, weights, mask)
 
 
 @triton.jit
@@ -250,9 +251,9 @@ def _place_chunks(
 
 
 @triton.jit
-def _region_starts(layout, first, flat, EXPERT_BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
+def _region_starts(layout, first, flat, EXPERT_BLOCK: tl.constexpr):
     """Complete the program's regions; returns the start of each."""
-    laid_out = regions.lay_out(layout, first, flat, EXPERT_BLOCK, OVERLAP)
+    laid_out = regions.lay_out(layout, first, flat, EXPERT_BLOCK)
     starts = ()
     for expert in tl.static_range(EXPERT_BLOCK):
         here = tl.arange(0, EXPERT_BLOCK) == expert
@@ -267,7 +268,6 @@ def align_rows_sift_kernel(
     slot_index_ptr,  # out: int32 [num_experts, num_slots], written where rank < count; flat: [capacity], all written
     weights_ptr,  # out: float, likewise; None if there are no weights
     counts_ptr,  # out: int32 [num_experts], every element written; None in a flat layout
-    workspace_ptr,  # in: int32 [num_experts], the counts, of blocks; else not looked at
     num_slots,
     num_experts,
     WARPS: tl.constexpr,
@@ -288,12 +288,11 @@ def align_rows_sift_kernel(
     first = tl.program_id(0) * EXPERT_BLOCK
     # The last program may own fewer experts; the ids past the end are nobody's.
     num_owned = tl.minimum(EXPERT_BLOCK, num_experts - first)
-    layout = (topk_ids_ptr, workspace_ptr, slot_index_ptr, weights_ptr, num_slots, num_experts)
-    RANK_FIRST: tl.constexpr = FLAT and ONE_TILE and flat.APART
-    region_starts = ()
-    if FLAT and not RANK_FIRST:
-        region_starts = _region_starts(layout, first, flat, EXPERT_BLOCK, OVERLAP)
-    if not FLAT:
+    places = ()
+    if FLAT:
+        layout = (topk_ids_ptr, slot_index_ptr, weights_ptr, num_slots, num_experts)
+        places = _region_starts(layout, first, flat, EXPERT_BLOCK)
+    else:
         slot_index_ptr += first.to(tl.int64) * num_slots
         weights_ptr += first.to(tl.int64) * num_slots
     source = (topk_ids_ptr, topk_weights_ptr, num_slots, num_experts, first, num_owned, flat)
@@ -354,10 +353,6 @@ def align_rows_sift_kernel(
                 odd_starts = even_starts
         starts = (even_starts, odd_starts)
 
-        if RANK_FIRST:
-            places = _region_starts(layout, first, flat, EXPERT_BLOCK, OVERLAP)
-        else:
-            places = region_starts
         target = (slot_index_ptr, weights_ptr, num_slots, places)
         if dense:
             _place_chunks(source, target, lane_starts, starts, CHUNKS, EXPERT_BLOCK, FLAT)
@@ -403,4 +398,4 @@ def plan(call: Call, run_config: dict[str, int]) -> Plan:
     # With 32 warps there are but 64 registers each, and the compiler does better with fewer.
     options = {"num_warps": num_warps, **(all_registers(num_warps) if num_warps < 32 else {})}
     launch = Launch(align_rows_sift_kernel, (triton.cdiv(call.num_experts, expert_block),), constants, options)
-    return regions.plan(call, launch, tile=call.num_slots)
+    return Plan([launch], flat=regions.constants(call, num_warps, call.num_slots))

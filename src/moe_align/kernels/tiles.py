@@ -6,7 +6,7 @@ and then by slot, so that neighbours in the tile go to neighbouring places. The 
 tile's slots of smaller experts, plus the slots of its expert in earlier tiles. The first launch counts both per tile
 and expert, and the second leaves their difference, which is what the third adds to i.
 
-No atomics on global memory; the histograms add integers in shared memory, so what they return does not depend on the
+No atomics on global memory; the counts are added up in shared memory, so what they return does not depend on the
 order. All keys of a sort are different, so there is but one sorted order.
 
 Where launches overlap (see `launch`), the last has sorted by the time that the sums are there.
@@ -20,7 +20,8 @@ import triton
 import triton.language as tl
 
 from moe_align.kernels import regions
-from moe_align.kernels.launch import Call, Launch, Plan, begin, wait
+from moe_align.kernels.bins import clear_bins, count_into_bins, load_bins
+from moe_align.kernels.launch import Call, Launch, Plan, begin, on_nvidia, wait
 
 #: Slots of a tile at most: two counts of a tile share 32 bits, and a thread has few slots to sort.
 MAX_TILE = 2048
@@ -30,6 +31,8 @@ _COUNT_BINS = 256
 _FLAT_BINS = 1024
 #: Experts that one program sums at most: 64 bytes of a row; memory delivers 32 at once.
 MAX_SUM_EXPERTS = 16
+#: Slots of a tile up to which counting in shared memory is faster than a histogram.
+_MAX_SHARED_TILE = 128
 #: Tiles summed at a time.
 _SUM_TILES = 512
 
@@ -52,6 +55,7 @@ def count_tiles_kernel(
     row_size,  # at least num_experts, a multiple of BINS
     TILE: tl.constexpr,
     BINS: tl.constexpr,
+    SHARED: tl.constexpr,  # whether they are counted by `bins`
     OVERLAP: tl.constexpr,
     FLAT: tl.constexpr = False,
     flat=None,  # launch.Flat in a flat layout
@@ -60,10 +64,20 @@ def count_tiles_kernel(
     begin(OVERLAP)
     first = tl.program_id(1) * BINS
     slots = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    if SHARED:
+        address = clear_bins(BINS)
     experts, kept = _load_experts(topk_ids_ptr, slots, num_slots, num_experts, FLAT, flat)
-    smaller = tl.sum((kept & (experts < first)).to(tl.int32), axis=0)
+    smaller = tl.zeros([], tl.int32)
+    if first > 0:
+        smaller = tl.sum((kept & (experts < first)).to(tl.int32), axis=0)
     kept = kept & (experts >= first) & (experts < first + BINS)
-    counts = tl.histogram(tl.where(kept, experts - first, 0).to(tl.int32), BINS, mask=kept)
+    bins = tl.where(kept, experts - first, 0).to(tl.int32)
+    if SHARED:
+        count_into_bins(address, bins, kept)
+        tl.debug_barrier()
+        counts = load_bins(address, tl.arange(0, BINS))
+    else:
+        counts = tl.histogram(bins, BINS, mask=kept)
     smaller += tl.cumsum(counts, axis=0) - counts
     row_ptr = workspace_ptr + tl.program_id(0).to(tl.int64) * row_size + first
     tl.store(row_ptr + tl.arange(0, BINS), counts | (smaller << 16))
@@ -154,7 +168,7 @@ def place_tiles_kernel(
 
 def plan(call: Call, run_config: dict[str, int]) -> Plan:
     """Three launches."""
-    # No narrower than a warp: a histogram must see each id in one thread only.
+    # No narrower than a warp: an id must be counted by one thread only.
     tile = max(run_config["BLOCK_SIZE"], 32)
     num_tiles = max(1, triton.cdiv(call.num_slots, tile))
     # Likewise: a histogram has no fewer bins.
@@ -163,10 +177,11 @@ def plan(call: Call, run_config: dict[str, int]) -> Plan:
     # Rows need no bins to be placed.
     place_bins = min(width, _FLAT_BINS) if call.flat else width
     row_size = triton.cdiv(call.num_experts, count_bins) * count_bins
+    shared = on_nvidia(call.device) and tile <= _MAX_SHARED_TILE
     count = Launch(
         count_tiles_kernel,
         (num_tiles, row_size // count_bins),
-        {"TILE": tile, "BINS": count_bins, "row_size": row_size},
+        {"TILE": tile, "BINS": count_bins, "row_size": row_size, "SHARED": shared},
         {"num_warps": max(1, min(tile // 128, 8))},
     )
     sum_experts = run_config["SUM_EXPERTS"]
