@@ -29,6 +29,7 @@ _MAX_BINS = 1024
 # and no more than there are registers for.
 _MIN_TILE, _WARP_TILE, _MAX_TILE = 64, 256, 2048
 
+
 def constants(call: Call, num_warps: int | None = None, tile: int = 0) -> tuple[Any, ...] | None:
     """What `launch.Flat` holds after its tensors; None for rows.
 
