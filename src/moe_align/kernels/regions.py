@@ -17,14 +17,14 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from moe_align.kernels.bins import clear_bins, count_into_bins, load_bins
+from moe_align.kernels.bins import MAX_BINS, clear_bins, count_into_bins, load_bins
 from moe_align.kernels.columns import columns, columns_of, matrix_of
 from moe_align.kernels.launch import Call, on_nvidia
 
 # Elements of a store, and regions that a program completes at a time if it shares them.
 _LANES, _REGIONS = tl.constexpr(128), tl.constexpr(4)
 # Experts counted at a time.
-_MAX_BINS = 1024
+_MAX_BINS = MAX_BINS
 # Slots counted at a time: by each warp no fewer than it has lanes, because an id must be counted by one thread only;
 # and no more than there are registers for.
 _MIN_TILE, _WARP_TILE, _MAX_TILE = 64, 256, 2048
