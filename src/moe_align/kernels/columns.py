@@ -36,7 +36,7 @@ def columns_of(matrix):
 
 @triton.jit
 def matrix_of(columns):
-    """The matrix of 1, 2, 4 or 8 columns."""
+    """The matrix of columns, as many as a power of two."""
     N: tl.constexpr = columns[0].shape[0]
     if len(columns) == 1:
         return columns[0][:, None]
