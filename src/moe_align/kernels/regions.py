@@ -23,8 +23,6 @@ from moe_align.kernels.launch import Call, on_nvidia
 
 # Elements of a store, and regions that a program completes at a time if it shares them.
 _LANES, _REGIONS = tl.constexpr(128), tl.constexpr(4)
-# Experts counted at a time.
-_MAX_BINS = MAX_BINS
 # Slots counted at a time: by each warp no fewer than it has lanes, because an id must be counted by one thread only;
 # and no more than there are registers for.
 _MIN_TILE, _WARP_TILE, _MAX_TILE = 64, 256, 2048
@@ -47,7 +45,7 @@ def constants(call: Call, num_warps: int | None = None, tile: int = 0) -> tuple[
             # No histogram, so no more than there are.
             tile = min(tile, max(triton.next_power_of_2(call.num_slots), 16))
         # At least a warp's width: a histogram has no fewer bins.
-        bins = min(max(64, triton.next_power_of_2(call.num_experts)), _MAX_BINS)
+        bins = min(max(64, triton.next_power_of_2(call.num_experts)), MAX_BINS)
         # In one warp, nothing waits for others when it moves.
         of_thread = columns(tile, num_warps, call.ids_dtype.itemsize) if num_warps > 1 else 1
         counting = (bins, call.num_experts <= bins, tile, of_thread, on_nvidia(call.device))

@@ -74,9 +74,9 @@ def align_rows_scan_kernel(
         weights_ptr += first.to(tl.int64) * num_slots
     in_tile = tl.arange(0, ROWS)[:, None] * ROW + tl.arange(0, ROW)[None, :]
     counts = tl.zeros([], dtype=dtype)
-    layout = (topk_ids_ptr, slot_index_ptr, weights_ptr, num_slots, num_experts)
     LAST_ROW_COUNTS: tl.constexpr = ONE_TILE and not FLAT and EXPERT_BLOCK <= 4
     if FLAT:
+        layout = (topk_ids_ptr, slot_index_ptr, weights_ptr, num_slots, num_experts)
         starts = regions.lay_out(layout, first, flat, EXPERT_BLOCK)
         if EXPERT_BLOCK == 1:
             counts += tl.sum(starts, axis=0)
