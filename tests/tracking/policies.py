@@ -19,5 +19,9 @@ def waiver(benchmark=VALUE, limit=60, commit="second", expires=TOMORROW):
     )
 
 
+def removed(benchmarks="same", commit="second"):
+    return f"[[removed]]\nbenchmarks = '{benchmarks}'\ncommit = '{commit}'\nreason = 'nobody asks'\n"
+
+
 def acknowledged(benchmarks, commit, reason="worth it"):
     return f"[[acknowledged]]\nbenchmarks = '{benchmarks}'\ncommit = '{commit}'\nreason = '{reason}'\n"

@@ -573,6 +573,55 @@ def test_what_was_new_stays_so(scripted):
     assert "skipped in round 0, but measured now" in comparison.problems["odd of base"]
 
 
+GONE = {"odd": "nobody asks", "registers": "nobody asks"}
+
+
+def test_what_was_removed_is_named_and_not_compared(scripted):
+    for name, value in {"odd": 1e-6, "registers": 7}.items():
+        scripted.figures[name] = lambda side, number, value=value: value if side == "base" else "no such kernel"
+    scripted.figures["spills"] = lambda side, number: 0
+    options = {"limits": {"registers": 0, "spills": 0}, "removed": GONE}
+    comparison = scripted.compare(**options)
+    assert (comparison.verdict, comparison.removed) == ("pass", GONE)
+    assert (set(comparison.rows), set(comparison.quantities)) == ({"same", "other"}, {"spills"})
+    assert scripted.compare(**options) == comparison
+    assert scripted.compare(limits=options["limits"]).problems == dict.fromkeys(
+        ("odd of head", "registers of head"), "no such kernel"
+    )
+
+
+@pytest.mark.parametrize(
+    ("of_head", "problem"),
+    [
+        pytest.param(1e-6, "its removal was accepted, but head measures it", id="still-there"),
+        pytest.param(ValueError("broken"), "broken", id="broken"),
+    ],
+)
+def test_only_what_head_says_it_lacks_is_removed(scripted, of_head, problem):
+    scripted.figures["odd"] = lambda side, number: 1e-6 if side == "base" else of_head
+    comparison = scripted.compare(removed={"odd": "nobody asks"})
+    assert (comparison.verdict, comparison.removed) == ("invalid", {})
+    assert problem in comparison.problems["odd of head"]
+
+
+def test_what_neither_has_needs_no_removal(scripted):
+    scripted.figures["odd"] = lambda side, number: "no such kernel"
+    comparison = scripted.compare(removed={"odd": "nobody asks"})
+    assert (comparison.verdict, comparison.removed, comparison.skipped) == ("pass", {}, {"odd": "no such kernel"})
+
+
+def test_what_was_removed_stays_so(scripted):
+    scripted.figures["odd"] = lambda side, number: "no such kernel" if side == "head" and number < 2 else 1e-6
+    comparison = scripted.compare(removed={"odd": "nobody asks"})
+    assert "skipped in round 0, but measured now" in comparison.problems["odd of head"]
+
+
+def test_nothing_but_removals_is_no_pass(scripted):
+    scripted.figures = {"odd": lambda side, number: 1e-6 if side == "base" else "no such kernel"}
+    comparison = scripted.compare(removed={"odd": "nobody asks"})
+    assert comparison.problems == {"every time": "not measured here: nobody asks"}
+
+
 def test_new_times_alone_are_no_pass(scripted):
     scripted.figures = {"odd": lambda side, number: "no such layout" if side == "base" else 1e-6}
     comparison = scripted.compare(new={"odd": math.inf})

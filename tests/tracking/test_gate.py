@@ -9,7 +9,7 @@ import pytest
 from asv_bench_gpu import calibrate, cli, compare, gate, project, summary
 from asv_bench_gpu.policy import Policy
 
-from tests.tracking.policies import BASELINE, QUANTITY, SMALL, SUITE, TODAY, TOMORROW, YESTERDAY, waiver
+from tests.tracking.policies import BASELINE, QUANTITY, SMALL, SUITE, TODAY, TOMORROW, YESTERDAY, removed, waiver
 from tests.tracking.tiny_project import MACHINE, SAME, TRACK, VALUE
 
 
@@ -36,6 +36,7 @@ def test_a_policy_becomes_a_comparison(clocked, written, asked):
         "may_be_new = true\n",
         QUANTITY,
         "max_new = 7\n",
+        removed(),
     )
     gate.gate(clocked.config, path, "second", machine=MACHINE)
     assert asked == [
@@ -45,6 +46,7 @@ def test_a_policy_becomes_a_comparison(clocked, written, asked):
             "margins": {VALUE: 3, SAME: 1},
             "limits": {TRACK: 0},
             "new": {SAME: math.inf, TRACK: 7},
+            "removed": {SAME: f"nobody asks ({clocked.hash('second')[:8]})"},
             "family_alpha": 0.25,
             "max_rounds": 6,
         }
@@ -91,6 +93,15 @@ def test_a_waiver_is_another_limit_for_one_benchmark(clocked, written, asked):
         pytest.param(
             SUITE + waiver(commit="wrong"), r"waiver\[1\]\.commit: expected one after the baseline", id="after"
         ),
+        pytest.param(SUITE + removed("gone"), r"removed\[1\]\.benchmarks: .* got 'gone'", id="removed-nothing"),
+        pytest.param(
+            SUITE + removed("track"), r"removed\[1\]\.benchmarks: ", id="removed-what-the-policy-does-not-name"
+        ),
+        pytest.param(
+            SUITE + removed(commit="first"),
+            r"removed\[1\]\.commit: expected one after the baseline",
+            id="removed-before",
+        ),
         pytest.param(
             SUITE + SUITE, r"suite\[2\]\.benchmarks: 'gputime_work' matches suite.*, as one before", id="two-suites"
         ),
@@ -120,11 +131,12 @@ def test_nothing_is_compared_with_itself(clocked, written, asked):
     assert asked == []
 
 
-def test_a_suite_of_which_nothing_is_measured_lets_nothing_pass(clocked, written, monkeypatch):
+@pytest.mark.parametrize("absent", [{"skipped": {VALUE, SAME}}, {"skipped": {VALUE}, "removed": {SAME}}])
+def test_a_suite_of_which_nothing_is_measured_lets_nothing_pass(clocked, written, monkeypatch, absent):
     def measure(opened, base, head, **options):
         passed = {TRACK: compare.Quantity("pass", 1, 1, 1, "registers")}
-        skipped = {VALUE: "no GPU", SAME: "no GPU"}
-        return compare.Comparison("m", base, head, 0.01, 6, "record", quantities=passed, skipped=skipped)
+        named = {what: dict.fromkeys(keys, "no GPU") for what, keys in absent.items()}
+        return compare.Comparison("m", base, head, 0.01, 6, "record", quantities=passed, **named)
 
     monkeypatch.setattr(compare, "measure", measure)
     comparison = gate.gate(clocked.config, written(BASELINE, SUITE, QUANTITY), "second", machine=MACHINE)

@@ -1,8 +1,8 @@
 import pytest
-from asv_bench_gpu.policy import Acknowledged, Policy, Quantity, Suite, Waiver, blaming
+from asv_bench_gpu.policy import Accepted, Policy, Quantity, Suite, Waiver, blaming
 from asv_bench_gpu.project import UsageError
 
-from tests.tracking.policies import BASELINE, QUANTITY, SMALL, SUITE, TOMORROW, acknowledged, waiver
+from tests.tracking.policies import BASELINE, QUANTITY, SMALL, SUITE, TOMORROW, acknowledged, removed, waiver
 from tests.tracking.tiny_project import VALUE
 
 
@@ -17,6 +17,7 @@ def test_reads_everything(written):
             QUANTITY,
             "max_new = 7\n",
             waiver(),
+            removed(),
             acknowledged("same", "first"),
         )
     )
@@ -30,7 +31,8 @@ def test_reads_everything(written):
         ),
         quantity=(Quantity(benchmarks="track_value", max_increase=0, max_new=7),),
         waiver=(Waiver(benchmark=VALUE, limit=60, reason="worth it", commit="second", expires=TOMORROW),),
-        acknowledged=(Acknowledged(benchmarks="same", commit="first", reason="worth it"),),
+        removed=(Accepted(benchmarks="same", commit="second", reason="nobody asks"),),
+        acknowledged=(Accepted(benchmarks="same", commit="first", reason="worth it"),),
     )
 
 

@@ -78,6 +78,16 @@ def test_what_is_new_is_named():
     }  # fmt: skip
 
 
+def test_what_was_removed_is_named():
+    removed = dict.fromkeys(("blocks", "offsets"), "nobody asks (aaaaaaaa)")
+    found = comparison(rows={"same": row()}, removed=removed)
+    assert lines(summary.text(found))[-1] == "2 removed from head: nobody asks (aaaaaaaa)"
+    suite = ElementTree.fromstring(summary.junit(found))  # noqa: S314  (our own)
+    assert {case.get("name"): [child.tag for child in case] for case in suite} == {
+        "same": [], "blocks": ["skipped"], "offsets": ["skipped"],
+    }  # fmt: skip
+
+
 def test_text_is_worst_first_and_says_what_it_means():
     assert lines(summary.text(MIXED)) == [
         "FAIL: 1 of 5 benchmarks slower than their margin, 1 undecided, 1 of 3 quantities larger than they may be",

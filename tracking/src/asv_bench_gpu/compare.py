@@ -91,6 +91,7 @@ class Comparison:
         skipped: benchmark -> why neither commit can be measured here.
         new: benchmark -> why base cannot be measured, where head can, and a policy allows that: a time is not compared,
             another number has a limit of its own.
+        removed: benchmark -> why head cannot be measured, where base can, by the policy that accepts it.
         problems: what went wrong where -> a message; then there is no verdict.
         unsettled: what disturbed the last round `ATTEMPTS` times; then nothing passes.
     """
@@ -108,6 +109,7 @@ class Comparison:
     calibration: str = ""
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
     new: dict[str, str] = dataclasses.field(default_factory=dict)
+    removed: dict[str, str] = dataclasses.field(default_factory=dict)
     problems: dict[str, str] = dataclasses.field(default_factory=dict)
     unsettled: str = ""
 
@@ -175,6 +177,7 @@ def measure(
     margins: Mapping[str, float],
     limits: Mapping[str, float] | None = None,
     new: Mapping[str, float] | None = None,
+    removed: Mapping[str, str] | None = None,
     family_alpha: float,
     max_rounds: int,
 ) -> Comparison:
@@ -186,12 +189,13 @@ def measure(
         margins: benchmark, spelt as `asv_bench_gpu.project.key` does -> by how many percent it may be slower.
         limits: benchmark -> by how much its number may be larger.
         new: benchmark that base may say it cannot measure -> how large head's number may be then.
+        removed: benchmark that head must say it cannot measure -> why that is accepted.
         family_alpha, max_rounds: as for `asv_bench_gpu.verdict.judge`.
 
     Raises:
         UsageError: numbers with which no verdict is possible, or a damaged record.
     """
-    session = Session(opened, base, head, margins, limits or {}, family_alpha, max_rounds, new=new)
+    session = Session(opened, base, head, margins, limits or {}, family_alpha, max_rounds, new=new, removed=removed)
     session.run()
     return session.comparison
 
@@ -216,6 +220,7 @@ class Session:
         *,
         twin: bool = False,
         new: Mapping[str, float] | None = None,
+        removed: Mapping[str, str] | None = None,
     ):
         self.project = opened
         self.slowdowns_percent = slowdowns_percent
@@ -226,6 +231,7 @@ class Session:
         self.margins = margins
         self.limits = limits
         self.new = new or {}
+        self.removed = removed or {}
         self.judge = functools.partial(
             verdict.judge, margin_percent=margins, family_alpha=family_alpha, max_rounds=max_rounds
         )
@@ -322,14 +328,14 @@ class Session:
     def _judged(self) -> list[str]:
         """Whose times are judged together. Round 0 decides: who belongs to the family must not depend on its times."""
         comparison = self.comparison
-        left_out = comparison.skipped | comparison.new | self.identical
+        left_out = comparison.skipped | comparison.new | comparison.removed | self.identical
         return [key for key in self.margins if key not in left_out]
 
     def problems(self, pair: Pair) -> dict[str, str]:
         """Why there is no verdict with this pair: what is wrong or missing -> a message.
 
         What neither commit could measure here in round 0 is no problem, unless it is everything; nor what base could
-        not, where it may be new.
+        not, where it may be new; nor what head could not, where it was removed.
         """
         number, rounds = pair.base.round, {"base": pair.base, "head": pair.head}
         failed = {
@@ -357,10 +363,10 @@ class Session:
         if unverified:
             return unverified
         if number:
-            skipped, new = self.comparison.skipped, self.comparison.new
+            skipped, new, removed = self.comparison.skipped, self.comparison.new, self.comparison.removed
         else:
-            skipped, new = self._absent(**found)
-        absent = {"base": skipped | new, "head": skipped}
+            skipped, new, removed = self._absent(**found)
+        absent = {"base": skipped | new, "head": skipped | removed}
         problems = {
             f"{key} of {side}": found[side].why_missing(key)
             for key in self._keys(number)
@@ -370,11 +376,16 @@ class Session:
         if not number:
             # A number that is new has a limit, a time that is new has nothing.
             for what, keys, of in (
-                ("every time", self.margins, skipped | new),
-                ("every quantity", self.limits, skipped),
+                ("every time", self.margins, skipped | new | removed),
+                ("every quantity", self.limits, skipped | removed),
             ):
                 if keys and keys.keys() <= of.keys():
                     problems[what] = f"not measured here: {of[next(iter(keys))]}"
+            problems |= {
+                f"{key} of head": "its removal was accepted, but head measures it"
+                for key in self.removed
+                if key in found["head"].values
+            }
         return problems | {
             f"{key} of {side}": f"skipped in round 0, but measured now; to start over, remove {self.record}"
             for side in SIDES
@@ -382,11 +393,12 @@ class Session:
             if number and key in found[side].values
         }
 
-    def _absent(self, base: Found, head: Found) -> tuple[dict[str, str], dict[str, str]]:
-        """What neither commit can measure, and what base cannot and may not: benchmark -> why."""
+    def _absent(self, base: Found, head: Found) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+        """What neither commit can measure, what base alone cannot and need not, and what head: benchmark -> why."""
         skipped = {key: reason for key, reason in base.skipped.items() if key in head.skipped}
         new = {key: reason for key, reason in base.skipped.items() if key in self.new and key in head.values}
-        return skipped, new
+        removed = {key: self.removed[key] for key in head.skipped if key in self.removed and key in base.values}
+        return skipped, new, removed
 
     def _disturbances(self, pair: Pair) -> list[str]:
         """What slowed the GPU down in a round; it does not matter to the warm-up."""
@@ -407,11 +419,11 @@ class Session:
         """Take from round 0 what needs no clock: what cannot be measured here, or need not be, and the quantities."""
         comparison = self.comparison
         base, head = Found.of(pair.base), Found.of(pair.head)
-        skipped, comparison.new = self._absent(base, head)
+        skipped, comparison.new, comparison.removed = self._absent(base, head)
         comparison.skipped = {key: skipped[key] for key in self._keys(0) if key in skipped}
         quantities = {}
         for key, increase in self.limits.items():
-            if key not in comparison.skipped:
+            if key not in comparison.skipped | comparison.removed:
                 before, now = base.values.get(key), head.values[key]
                 limit = self.new[key] if before is None else before + increase
                 unit = self.project.benchmarks[self.places[key][0]]["unit"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ def gate(
         timeout_seconds: limit for one process.
 
     Raises:
-        UsageError: the policy is none, has an expired or unmatched waiver or an expression that matches nothing; or as
-            for `asv_bench_gpu.compare.compare`.
+        UsageError: the policy is none, has an expired or unmatched waiver, a commit that is not in question or an
+            expression that matches nothing; or as for `asv_bench_gpu.compare.compare`.
     """
     with blaming(policy):
         rules = Policy.read(policy)
@@ -43,6 +44,7 @@ def gate(
             margins, limits, new = matched.margins(), matched.limits(), matched.new()
             waivers = _waive(rules, conf, base, head, margins, limits)
             new |= {key: limits[key] for key in new.keys() & limits.keys() & waivers.keys()}
+            removed = _removed(rules, conf, base, head, [*matched.suites, *matched.quantities])
         calibration = calibrate.known(opened, rules)
         comparison = compare.measure(
             opened,
@@ -51,11 +53,12 @@ def gate(
             margins=margins,
             limits=limits,
             new=new,
+            removed=removed,
             family_alpha=rules.family_alpha,
             max_rounds=rules.max_rounds,
         )
         comparison.waivers = waivers
-        comparison.problems |= _unmeasured(matched, comparison.skipped)
+        comparison.problems |= _unmeasured(matched, comparison.skipped | comparison.removed)
         if margins:
             comparison.calibration = calibration.in_words() if calibration else "none of this policy on this machine"
         return comparison
@@ -90,24 +93,46 @@ def _waive(
             raise UsageError(
                 f"{where}.benchmark: expected a benchmark that a suite or quantity names, once, got {name!r}"
             )
-        commit = project.resolve_one(conf, waiver.commit, argument=f"{where}.commit")
-        if commit not in project.resolve(conf, f"{base}..{head}"):
-            raise UsageError(
-                f"{where}.commit: expected one after the baseline {base[:8]} and up to {head[:8]}, "
-                f"got {waiver.commit!r}; what the baseline has needs no waiver"
-            )
+        commit = _in_question(conf, base, head, waiver.commit, argument=f"{where}.commit")
         of[name] = waiver.limit
         told[name] = f"{waiver.limit:g} until {waiver.expires}: {waiver.reason} ({commit[:8]})"
     return told
 
 
-def _unmeasured(matched: Matched, skipped: dict[str, str]) -> dict[str, str]:
+def _removed(rules: Policy, conf: Any, base: str, head: str, keys: list[str]) -> dict[str, str]:
+    """Of the benchmarks with these keys, what head must no longer have -> what to tell the reader."""
+    told: dict[str, str] = {}
+    for number, removal in enumerate(rules.removed, start=1):
+        where = f"removed[{number}]"
+        matching = [key for key in keys if re.search(removal.benchmarks, key)]
+        if not matching:
+            raise UsageError(
+                f"{where}.benchmarks: expected to match a benchmark that a suite or quantity names, "
+                f"got {removal.benchmarks!r}"
+            )
+        commit = _in_question(conf, base, head, removal.commit, argument=f"{where}.commit")
+        told |= dict.fromkeys(matching, f"{removal.reason} ({commit[:8]})")
+    return told
+
+
+def _in_question(conf: Any, base: str, head: str, name: str, argument: str) -> str:
+    """The full hash of a commit that head has and the baseline does not."""
+    commit = project.resolve_one(conf, name, argument=argument)
+    if commit not in project.resolve(conf, f"{base}..{head}"):
+        raise UsageError(
+            f"{argument}: expected one after the baseline {base[:8]} and up to {head[:8]}, "
+            f"got {name!r}; what the baseline has needs no entry"
+        )
+    return commit
+
+
+def _unmeasured(matched: Matched, absent: dict[str, str]) -> dict[str, str]:
     """Suites and quantities of which nothing was measured: they gate nothing."""
     keys: dict[Any, list[str]] = {}
     for key, entry in (matched.suites | matched.quantities).items():
         keys.setdefault(entry, []).append(key)
     return {
-        f"all of {entry.benchmarks}": f"not measured here: {skipped[named[0]]}"
+        f"all of {entry.benchmarks}": f"not measured here: {absent[named[0]]}"
         for entry, named in keys.items()
-        if all(key in skipped for key in named)
+        if absent.keys() >= set(named)
     }

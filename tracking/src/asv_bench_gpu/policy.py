@@ -1,11 +1,11 @@
 r"""What a release must not do: the policy of `asv_bench_gpu.gate`, in a file that is checked in.
 
 A policy says, in TOML: with what to compare; which benchmarks form suites, and how much slower those may be; which
-quantities (asv's ``track_*``) must not grow; and what was accepted. What the baseline says that it cannot measure is
-compared with nothing, which ends the gate, unless the policy says that it may be new. A waiver gives one benchmark
-another limit, for a reason and for a time, as long as the commit that was accepted lies between baseline and head.
-What a commit cost for good is acknowledged: the gate does not look at that, but `asv-gpu changes` does not count it as
-open::
+quantities (asv's ``track_*``) must not grow; and what was accepted. What one commit says that it cannot measure is
+compared with nothing, which ends the gate, unless the policy says that it may be new, or by which commit and why it was
+removed. A waiver gives one benchmark another limit, for a reason and for a time. Both last as long as their commit lies
+between baseline and head. What a commit cost for good is acknowledged: the gate does not look at that, but `asv-gpu
+changes` does not count it as open::
 
     baseline_tags = "v*"  # the last of these tags before HEAD; or baseline_commit = "0123abc"
 
@@ -25,6 +25,11 @@ open::
     reason = "ordered within a block too"
     commit = "4567def"
     expires = 2027-01-31
+
+    [[removed]]
+    benchmarks = '^codegen\..*blocks: count'
+    commit = "789abcd"
+    reason = "one launch does all of it"
 
     [[acknowledged]]
     benchmarks = '^order\.Rows'
@@ -147,8 +152,8 @@ class Waiver:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Acknowledged:
-    """Benchmarks of which is known that a commit made them slower."""
+class Accepted:
+    """Benchmarks of which is known what a commit did to them."""
 
     benchmarks: Regex
     commit: Text
@@ -166,7 +171,8 @@ class Policy:
     suite: Annotated[tuple[Suite, ...], _Tables(Suite)] = ()
     quantity: Annotated[tuple[Quantity, ...], _Tables(Quantity)] = ()
     waiver: Annotated[tuple[Waiver, ...], _Tables(Waiver)] = ()
-    acknowledged: Annotated[tuple[Acknowledged, ...], _Tables(Acknowledged)] = ()
+    removed: Annotated[tuple[Accepted, ...], _Tables(Accepted)] = ()
+    acknowledged: Annotated[tuple[Accepted, ...], _Tables(Accepted)] = ()
 
     @classmethod
     def read(cls, path: Path) -> Policy:

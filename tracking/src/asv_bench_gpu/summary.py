@@ -46,7 +46,8 @@ def junit(comparison: Comparison) -> str:
         cases[name] = outcomes[row.verdict], f"{_meaning(row)}: {row.reason}"
     for name, number in comparison.quantities.items():
         cases[name] = outcomes[number.verdict], f"{_number(number.base)} {number.unit} became {number.head:g}"
-    absent = {name: ("skipped", reason) for name, reason in (comparison.skipped | comparison.new).items()}
+    absences = comparison.skipped | comparison.new | comparison.removed
+    absent = {name: ("skipped", reason) for name, reason in absences.items()}
     cases = absent | cases  # a number that is new has a verdict all the same
     cases |= {name: ("error", message) for name, message in comparison.problems.items()}
     if comparison.unsettled:
@@ -176,6 +177,8 @@ def _body(comparison: Comparison, style: str) -> Iterator[str]:
     new = [reason for key, reason in comparison.new.items() if key not in comparison.quantities]
     for reason, count in Counter(map(_last_line, new)).items():
         yield f"{count} new in head, not compared: {reason}"
+    for reason, count in Counter(comparison.removed.values()).items():
+        yield f"{count} removed from head: {reason}"
     if comparison.calibration:
         yield f"calibration: {comparison.calibration}"
 

@@ -16,7 +16,7 @@ from asv.config import Config
 
 from asv_bench_gpu import project
 from asv_bench_gpu.changes import FAMILY_ALPHA, MARGIN_PERCENT
-from asv_bench_gpu.policy import Acknowledged, Policy, blaming
+from asv_bench_gpu.policy import Accepted, Policy, blaming
 from asv_bench_gpu.report import assets, asv_pages, data, findings, pages, site
 from asv_bench_gpu.report.data import History
 from asv_bench_gpu.report.findings import Findings
@@ -141,7 +141,7 @@ def _policy_beside(config_path: Path) -> Path | None:
 def _find(config: Any, history: History, policy: Path | None, **options: Any) -> Findings:
     """Look for changes, with what the policy acknowledges."""
 
-    entries: list[tuple[Acknowledged, str]] = []
+    entries: list[tuple[Accepted, str]] = []
     if policy:
         with blaming(policy):
             for number, entry in enumerate(Policy.read(policy).acknowledged, start=1):

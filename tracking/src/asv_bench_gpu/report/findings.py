@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from asv_bench_gpu import changes
-from asv_bench_gpu.policy import Acknowledged
+from asv_bench_gpu.policy import Accepted
 from asv_bench_gpu.project import UsageError
 from asv_bench_gpu.report.data import Commit, Figure, History, Measurement
 
@@ -115,7 +115,7 @@ _Points = list[tuple[Commit, Figure]]
 
 def find(
     history: History,
-    acknowledged: Sequence[tuple[Acknowledged, str]],
+    acknowledged: Sequence[tuple[Accepted, str]],
     between: Between,
     *,
     bench: str | None = None,
@@ -213,7 +213,7 @@ def _changes(key: _Key, points: _Points, steps: list[changes.Step], margin_perce
 
 
 def _acknowledge(
-    listed: list[Change], acknowledged: Sequence[tuple[Acknowledged, str]], between: Between
+    listed: list[Change], acknowledged: Sequence[tuple[Accepted, str]], between: Between
 ) -> tuple[list[Change], list[str]]:
     """Mark the slowdowns that are known; also returns, in words, the entries that match none.
 
