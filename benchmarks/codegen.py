@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
+import itertools
 from typing import Any, NamedTuple
 
 from asv_bench_gpu.verification import Verified
@@ -63,10 +65,12 @@ def _compile_all() -> dict[str, dict[str, int]]:
     """Resources by kernel and target."""
     from asv_bench_gpu import codegen
 
+    launches = list(itertools.product(codegen.record(_launch_all), TARGETS))
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        resources = list(pool.map(codegen.resources, *zip(*launches, strict=True)))
     return {
-        f"{KERNELS[launch.kernel.__name__]} {target}": dataclasses.asdict(codegen.resources(launch, target))
-        for launch in codegen.record(_launch_all)
-        for target in TARGETS
+        f"{KERNELS[launch.kernel.__name__]} {target}": dataclasses.asdict(found)
+        for (launch, target), found in zip(launches, resources, strict=True)
     }
 
 
