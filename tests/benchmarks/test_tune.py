@@ -86,13 +86,14 @@ def test_a_configuration_that_writes_nothing_is_noticed(monkeypatch):
         pytest.param([5.0, 3.08, 3.0], [1, 3.0, 3.05], 2, id="gains-less-than-it-loses"),
         pytest.param([3.02, 3.01, 3.0], [1, 2, 3], 0, id="the-default-like-any-other"),
         pytest.param([5.0, 3.1, 3.0], [1, 1, 2], 2, id="not-as-near"),
+        pytest.param([5.0, 3.0, 3.01, 3.02, 3.03, 3.04, 3.05, 3.06], [1, 3, 3, 3, 3, 3, 3, 2], 7, id="as-many-as-are-near"),
     ],
 )
 def test_of_the_fastest_skew_decides_too(monkeypatch, times, skewed, chosen):
     of = {"uniform": times, "zipf": skewed}
     monkeypatch.setattr(tune, "untuned", lambda *_: 0)
-    monkeypatch.setattr(tune, "configurations", lambda *_: [0, 1, 2])
-    monkeypatch.setattr(tune, "_alignment", lambda table, experts, slots, routing="uniform": routing)
+    monkeypatch.setattr(tune, "configurations", lambda *_: list(range(len(times))))
+    monkeypatch.setattr(tune, "_alignment", lambda table, experts, slots, routing: routing)
     monkeypatch.setattr(tune, "_microseconds", lambda routing, config: of[routing][config])
     assert tune.tune("deterministic", 8, 64) == {
         "config": chosen,
