@@ -260,19 +260,20 @@ def test_calibrate_passes_everything_on(call, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("error", "message"),
+    ("error", "message", "ends_with"),
     [
-        pytest.param(OSError(28, "No space left on device", "results"), "asv-gpu: [Errno 28] No space", id="disk"),
-        pytest.param(ZeroDivisionError("a mistake of ours"), "Traceback", id="mistake"),
+        pytest.param(OSError(28, "No space left on device", "results"), "asv-gpu: [Errno 28] No space", 2, id="disk"),
+        pytest.param(ZeroDivisionError("a mistake of ours"), "Traceback", 2, id="mistake"),
+        pytest.param(KeyboardInterrupt(), "asv-gpu: interrupted; what is finished is kept", 130, id="interrupted"),
     ],
 )
-def test_no_accident_ends_with_the_code_for_slower(call, monkeypatch, error, message):
+def test_no_accident_ends_with_the_code_for_slower(call, monkeypatch, error, message, ends_with):
     def fail(*_, **__):
         raise error
 
     monkeypatch.setattr(compare, "compare", fail)
     code, shown, errors = call("compare", "v1", "v2")
-    assert (code, shown) == (2, "")
+    assert (code, shown) == (ends_with, "")
     assert errors.startswith(message)
     assert str(error) in errors
 

@@ -19,7 +19,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="asv-gpu",
         description="Verified, repeatable figures of GPU kernels, commit by commit, in asv's format.",
         epilog="example: asv-gpu run HEAD. Exit codes: 0 pass, 1 slower, 2 usage error, or data missing or unverified, "
-        "3 undecided.",
+        "3 undecided, 130 interrupted.",
     )
     parser.add_argument("--config", type=Path, default=Path("asv.conf.json"), help="asv's configuration (%(default)s)")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -286,6 +286,9 @@ def main() -> None:
         sys.exit(arguments.command(arguments))
     except (project.UsageError, OSError, *report.ERRORS) as error:
         print(f"asv-gpu: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("asv-gpu: interrupted; what is finished is kept, and the same command goes on", file=sys.stderr)
+        sys.exit(130)  # as a shell has it
     except Exception:  # 1, with which Python would end, says that a commit is slower
         traceback.print_exc()
     sys.exit(2)
