@@ -38,7 +38,7 @@ def ahead(device: str = "cuda") -> None:
 
     What is wrong with a kernel is not said here: verification will.
     """
-    number = os.cpu_count() or 1
+    number = len(os.sched_getaffinity(0))  # those that this process may use
     # Some shapes need gigabytes: no process may keep what another needs.
     environ = verification.environ(PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     shares = [

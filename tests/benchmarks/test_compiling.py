@@ -33,7 +33,7 @@ def started(monkeypatch):
             return 1  # what a share cannot compile is not its business
 
     monkeypatch.setattr(compiling.subprocess, "Popen", Process)
-    monkeypatch.setattr(compiling.os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(compiling.os, "sched_getaffinity", lambda _: {0, 4, 5})
     return commands
 
 
