@@ -153,6 +153,55 @@ def test_rounds_that_disagree_leave_it_undecided_after_the_last(scripted):
     assert comparison.rows["odd"].verdict == "undecided"
 
 
+def once_slower(side, number):
+    return 1e-6 * (1.1 if side == "head" and number == 1 else 1)
+
+
+def test_what_has_passed_is_not_measured_again(scripted):
+    scripted.figures["odd"] = once_slower
+    comparison = scripted.compare()
+    assert (comparison.verdict, comparison.rounds) == ("pass", 6)
+    assert {key: row.rounds for key, row in comparison.rows.items()} == {"odd": 6, "same": 3, "other": 3}
+    asked = {number: selected for number, _, selected in scripted.measured}
+    assert asked == {number: ["odd", "other", "same"] if number < 4 else ["odd"] for number in range(7)}
+    scripted.measured.clear()
+    assert (scripted.compare(), scripted.measured) == (comparison, [])
+
+
+def test_what_has_passed_does_not_fail_later(scripted):
+    scripted.figures |= {
+        "odd": once_slower,
+        "late": lambda side, number: 1e-6 * (9 if side == "head" and number > 3 else 1),
+    }
+    comparison = scripted.compare()
+    assert (comparison.verdict, comparison.rounds, comparison.rows["late"].ratio) == ("pass", 6, 1)
+
+
+def test_interrupted_after_some_have_passed_it_goes_on_with_the_others(scripted):
+    scripted.figures["odd"] = once_slower
+    scripted.failures["head", 5] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        scripted.compare()
+    scripted.failures.clear()
+    scripted.measured.clear()
+    comparison = scripted.compare()
+    assert (comparison.verdict, comparison.rows["same"].rounds) == ("pass", 3)
+    asked = {number: selected for number, _, selected in scripted.measured}
+    # After an interruption the machine is cold.
+    assert asked == {0: ["odd", "other", "same"], 5: ["odd"], 6: ["odd"]}
+
+
+def test_within_a_smaller_margin_rounds_that_lack_a_benchmark_are_measured_again(scripted):
+    scripted.figures |= {"odd": once_slower, "slow": slower_by(2)}
+    assert scripted.compare().verdict == "pass"
+    scripted.measured.clear()
+    comparison = scripted.compare(margins=dict.fromkeys(scripted.figures, 1))
+    assert (comparison.verdict, comparison.rows["slow"].rounds) == ("fail", 5)
+    assert {number: selected for number, _, selected in scripted.measured if number} == {
+        number: ["odd", "slow"] for number in (4, 5)
+    }
+
+
 def test_the_warm_up_does_not_count(scripted):
     scripted.figures["same"] = lambda side, number: 1e-6 if number else 5e-6 * (1 + 9 * (side == "head"))
     comparison = scripted.compare()

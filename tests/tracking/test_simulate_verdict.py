@@ -14,16 +14,18 @@ SMALL = Setting(comparisons=400, keys=20, family_alpha=0.05, order="random")
 
 
 def first_verdict(ratios, margin_percent, family_alpha):
-    """What a caller gets who judges after every round and stops at the first verdict."""
-    rounds = len(ratios)
-    times = np.exp(ratios)
-    for number in range(1, rounds + 1):
-        pairs = {str(key): [(1.0, float(time)) for time in times[:number, key]] for key in range(ratios.shape[1])}
-        judged = verdict.judge(
-            pairs, margin_percent=margin_percent, family_alpha=family_alpha, max_rounds=rounds
-        ).verdict
-        if judged != "undecided":
-            return judged == "fail", judged == "pass", number
+    """What a caller gets who judges after every round, leaves out what has passed, and stops at the first verdict."""
+    rounds, keys = ratios.shape
+    pairs = {key: [] for key in range(keys)}
+    rows = {}
+    for number, times in enumerate(np.exp(ratios), start=1):
+        for key in pairs:
+            if number == 1 or rows[key].verdict != "pass":
+                pairs[key].append((1.0, float(times[key])))
+        judged = verdict.judge(pairs, margin_percent=margin_percent, family_alpha=family_alpha, max_rounds=rounds)
+        rows = judged.rows
+        if judged.verdict != "undecided":
+            return judged.verdict == "fail", judged.verdict == "pass", number
     return False, False, rounds
 
 

@@ -146,8 +146,11 @@ class Looks:
         return cls(rounds - count <= to_fail, count <= to_pass)
 
     def family(self) -> Looks:
-        """The verdict on all keys."""
-        return Looks(np.any(self.fails, axis=2), np.all(self.passes, axis=2))
+        """The verdict on all keys, of which those that have passed are not looked at again."""
+        passed = np.logical_or.accumulate(self.passes, axis=1)
+        fails = self.fails.copy()
+        fails[:, 1:] &= ~passed[:, :-1]
+        return Looks(np.any(fails, axis=2), np.all(passed, axis=2))
 
     def first(self) -> tuple[Array, Array, Array]:
         """Whether a caller who stops at the first verdict gets a fail, a pass, and after how many rounds."""

@@ -3,10 +3,11 @@
 Each round builds and installs both commits, one after the other, and runs `asv_bench_gpu.worker` for each in a fresh
 process, which verifies before it measures. A coin decides which commit is first. Round 0 warms the machine up and gives
 what needs no clock: quantities, and which benchmarks run the same compiled code in both commits, so that their times
-tell nothing; its times are discarded. After every further round `asv_bench_gpu.verdict` looks at all of the others, and
-the first verdict ends the comparison. Finished rounds are kept: the same comparison goes on after an interruption, and
-a finished one is not measured again. A round in which something else slowed the GPU down does not count and is
-repeated; on a machine that does not settle nothing is decided.
+tell nothing; its times are discarded. After every further round `asv_bench_gpu.verdict` looks at all of the others. A
+benchmark that has passed is not measured again; the first that fails, or the last that passes, ends the comparison.
+Finished rounds are kept: the same comparison goes on after an interruption, and a finished one is not measured again. A
+round in which something else slowed the GPU down does not count and is repeated; on a machine that does not settle
+nothing is decided.
 """
 
 from __future__ import annotations
@@ -227,6 +228,9 @@ class Session:
         self.same_code_counts = not twin and base != head
         #: Of what is not timed, because nothing can be slower.
         self.identical: dict[str, Row] = {}
+        #: Of what is judged, in the rounds until it passed.
+        self.times: dict[str, list[verdict.Pair]] = {}
+        self.passed: set[str] = set()
         self.places = opened.places()
         self.margins = margins
         self.limits = limits
@@ -251,13 +255,11 @@ class Session:
 
     def run(self) -> None:
         """Look at pairs until there is a verdict, a problem, or no further round."""
-        judged: list[Pair] = []
         for pair in self.pairs(self.comparison.max_rounds if self.margins else 0):
             clear = False
             self.comparison.problems = self.problems(pair)
             if pair.base.round and not self.comparison.problems:
-                judged.append(pair)
-                clear = self._judge(judged) != "undecided"
+                clear = self._judge(pair) != "undecided"
             for what, message in self.comparison.problems.items():
                 project.say(f"FAILED {what}: {message.strip()}")
             if clear or self.comparison.problems or not self._judged():
@@ -323,7 +325,9 @@ class Session:
 
     def _keys(self, number: int) -> list[str]:
         """What a round measures."""
-        return [key for key in self.margins if key not in self.identical] if number else [*self.margins, *self.limits]
+        if not number:
+            return [*self.margins, *self.limits]
+        return [key for key in self.margins if key not in self.identical and key not in self.passed]
 
     def _judged(self) -> list[str]:
         """Whose times are judged together. Round 0 decides: who belongs to the family must not depend on its times."""
@@ -438,27 +442,30 @@ class Session:
         comparison.rows = dict(self.identical)
         comparison.quantities = _worst_first(quantities, lambda quantity: quantity.head - (quantity.base or 0))
 
-    def _judge(self, pairs: list[Pair]) -> Verdict:
-        """Look at all rounds so far."""
+    def _judge(self, pair: Pair) -> Verdict:
+        """Look at all rounds, of which this is the next."""
         comparison = self.comparison
-        found = [(Found.of(pair.base), Found.of(pair.head)) for pair in pairs]
-        times = {key: [(base.values.get(key), head.values.get(key)) for base, head in found] for key in self._judged()}
+        base, head = Found.of(pair.base), Found.of(pair.head)
+        for key in self._judged():
+            if key not in self.passed:
+                self.times.setdefault(key, []).append((base.values.get(key), head.values.get(key)))
         rows = {
             key: Row(
                 **vars(row),
                 margin_percent=self.margins[key],
-                base_seconds=_median(base for base, _ in times[key]),
-                head_seconds=_median(head for _, head in times[key]),
+                base_seconds=_median(before for before, _ in self.times[key]),
+                head_seconds=_median(now for _, now in self.times[key]),
             )
-            for key, row in self.judge(times).rows.items()
+            for key, row in self.judge(self.times).rows.items()
         }
-        comparison.rounds = len(pairs)
+        self.passed = {key for key, row in rows.items() if row.verdict == "pass"}
+        comparison.rounds += 1
         comparison.rows = _worst_first(rows, lambda row: row.ratio or math.inf) | self.identical
         comparison.problems = {key: row.reason for key, row in rows.items() if row.missing}
         counts = Counter(row.verdict for row in rows.values())
-        seconds = pairs[-1].base.seconds + pairs[-1].head.seconds
+        seconds = pair.base.seconds + pair.head.seconds
         project.say(
-            f"round {len(pairs)}/{comparison.max_rounds}, {seconds:.1f} s: "
+            f"round {comparison.rounds}/{comparison.max_rounds}, {seconds:.1f} s: "
             f"{counts['pass']} pass, {counts['fail']} fail, {counts['undecided']} undecided"
         )
         return verdict.together(row.verdict for row in rows.values())
