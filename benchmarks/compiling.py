@@ -15,13 +15,13 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import flat, verification
+from benchmarks import flat, order, shapes, tune, verification
 from benchmarks.shapes import MODELS, TOKENS
 
 
 @contextlib.contextmanager
 def first_time() -> Iterator[bool]:
-    """Whether no body was carried out before for this package, these verifications, this GPU and this triton.
+    """Whether no body was carried out before for this package, these suites, this GPU and this triton.
 
     One that raises was not carried out.
     """
@@ -71,11 +71,17 @@ def suite_calls(device: str) -> Iterator[Callable[[], object]]:
     def ids(model: str, num_tokens: int) -> torch.Tensor:
         return torch.zeros((num_tokens, MODELS[model].top_k), dtype=torch.int32, device=device)
 
-    for model, num_tokens, implementation in itertools.product(MODELS, TOKENS, ("deterministic", "atomic")):
+    known = verification.strategies()
+    for model, num_tokens in itertools.product(MODELS, TOKENS):
         given = ids(model, num_tokens)
         weights = torch.zeros(given.shape, device=device)
-        experts = MODELS[model].num_experts
-        yield functools.partial(moe_align.align_rows, given, weights, experts, implementation=implementation)
+        by_strategy = [
+            {"run_config": order.untuned(model, num_tokens, name)}
+            for name in order.tried(model, num_tokens)
+            if name in known
+        ]
+        for options in ({"implementation": "deterministic"}, {"implementation": "atomic"}, *by_strategy):
+            yield functools.partial(moe_align.align_rows, given, weights, MODELS[model].num_experts, **options)
     if not hasattr(moe_align, "align_blocks"):
         return
     for layout, model, num_tokens in itertools.product(*flat.Layouts.params):
@@ -94,7 +100,8 @@ def _stamp() -> Path:
     import moe_align
 
     package = Path(moe_align.__file__).parent
-    files = [Path(verification.__file__), *sorted(package.rglob("*"))]
+    launching = (verification, order, flat, shapes, tune)
+    files = [*(Path(str(module.__file__)) for module in launching), *sorted(package.rglob("*"))]
     sources = [file.read_text() for file in files if file.suffix in (".py", ".json")]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     digest = hashlib.sha256(repr([gpu, triton.__version__, *sources]).encode()).hexdigest()

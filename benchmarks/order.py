@@ -11,11 +11,29 @@ from asv_bench_gpu.verification import Unavailable, Verified
 from benchmarks import oracle
 from benchmarks.placements import copies
 from benchmarks.shapes import MODELS, TOKENS, route
-from benchmarks.verification import OnGpu, skip_unless_verified
+from benchmarks.tune import configurations
+from benchmarks.verification import OnGpu, skip_unless_verified, strategies
 
 # Of an allocation, in int32: 512 bytes.
 _ALIGNMENT = 128
 IMPLEMENTATIONS = ["deterministic", "atomic", "floor"]
+#: Append-only: a figure is a place in this list.
+STRATEGIES = ["scan", "sift", "collect", "tiles"]
+
+
+def tried(model: str, tokens: int) -> list[str]:
+    """The strategies that are worth trying for a shape, in uniform routing."""
+    num_experts, top_k = MODELS[model]
+    known = configurations("deterministic", tokens * top_k, num_experts)
+    return [name for name in STRATEGIES if any(config["strategy"] == name for config in known)]
+
+
+def untuned(model: str, tokens: int, name: str) -> dict[str, Any]:
+    """All options of a strategy, as it has them for a shape without a table."""
+    from moe_align import strategy
+
+    num_experts, top_k = MODELS[model]
+    return {"strategy": name, **strategy.STRATEGIES[name].default(tokens * top_k, num_experts)}
 
 
 class _Order(OnGpu):
@@ -25,9 +43,15 @@ class _Order(OnGpu):
     _COUNTS_ARENA = 2**22  # int32, 16 MiB
 
     def prepare(
-        self, verified: Verified | Unavailable, model: str, tokens: int, routing: str, implementation: str
+        self,
+        verified: Verified | Unavailable,
+        model: str,
+        tokens: int,
+        routing: str,
+        implementation: str,
+        **options: Any,
     ) -> None:
-        """Make the inputs, the buffers and the call."""
+        """Make the inputs, the buffers and the call, with ``options`` of the alignment."""
         skip_unless_verified(verified)
         import torch
 
@@ -53,7 +77,7 @@ class _Order(OnGpu):
             self.call = lambda ids, weights, *out: floor.scatter(ids, weights, ranks, counts, Rows(*out))
         else:
             self.call = lambda ids, weights, *out: align_rows(
-                ids, weights, num_experts, out=Rows(*out), implementation=implementation
+                ids, weights, num_experts, out=Rows(*out), implementation=implementation, **options
             )
 
     def gputime_rows(self, *_: Any) -> None:
@@ -112,6 +136,49 @@ class Skew(_Order):
     ) -> None:
         """Prepare one shape."""
         self.prepare(verified, model, tokens, routing, implementation)
+
+
+class Strategies(_Order):
+    """Uniform routing by each strategy that is worth trying, configured as if untuned, whichever serves."""
+
+    version = "1"
+    params = [list(MODELS), TOKENS, STRATEGIES]
+    param_names = ["model", "tokens", "strategy"]
+
+    def setup(self, verified: Verified | Unavailable, model: str, tokens: int, strategy: str) -> None:
+        """Prepare one shape."""
+        skip_unless_verified(verified)
+        if strategy not in strategies():
+            raise NotImplementedError(f"the commit has no strategy {strategy!r}")
+        if strategy not in tried(model, tokens):
+            raise NotImplementedError("no strategy for a shape of this size")
+        self.prepare(verified, model, tokens, "uniform", "deterministic", run_config=untuned(model, tokens, strategy))
+
+
+class Served(OnGpu):
+    """Which strategy serves a shape."""
+
+    version = "1"
+    params = [list(MODELS), TOKENS]
+    param_names = ["model", "tokens"]
+    unit = f"place in {', '.join(STRATEGIES)}, from 1"
+
+    def setup(self, verified: Verified | Unavailable, model: str, tokens: int) -> None:
+        """Look it up."""
+        skip_unless_verified(verified)
+        import torch
+
+        from moe_align import strategy
+
+        if not hasattr(strategy, "tuned_gpu"):
+            raise NotImplementedError("the commit does not say which table serves a GPU")
+        num_experts, top_k = MODELS[model]
+        gpu = strategy.tuned_gpu(torch.device("cuda", torch.cuda.current_device()))
+        self.config = strategy.default_run_config("deterministic", tokens * top_k, num_experts, gpu)
+
+    def track_strategy(self, *_: Any) -> int:
+        """Place of the strategy."""
+        return STRATEGIES.index(self.config["strategy"]) + 1
 
 
 class Empty(OnGpu):

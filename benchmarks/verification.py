@@ -65,7 +65,7 @@ def cases(device: str) -> Iterator[tuple[str, Callable[[], str | None]]]:
         yield _rows_case(what, ids, num_experts, "deterministic", run_config=run_config)
 
     configurations = [(name, {}) for name in ("reference", "deterministic", "atomic")]
-    configurations += [("deterministic", {"run_config": {"strategy": name}}) for name in _strategies()]
+    configurations += [("deterministic", {"run_config": {"strategy": name}}) for name in strategies()]
     for implementation, options in configurations:
         who = " ".join([implementation, *options.get("run_config", {}).values()])
         routed = {routing: route(Model(20, 4), 600, routing, device)[0] for routing in ("one expert", "zipf")}
@@ -192,7 +192,7 @@ def _described(ids: torch.Tensor, num_experts: int) -> str:
     return f"{len(ids)} x {ids.shape[1]} {ids.dtype} of {num_experts} experts"
 
 
-def _strategies() -> list[str]:
+def strategies() -> list[str]:
     """The installed package's deterministic strategies; none before there was a choice."""
     from moe_align import strategy
 

@@ -8,7 +8,7 @@ import pytest
 import triton
 
 import moe_align
-from benchmarks import compiling, flat, verification
+from benchmarks import compiling, flat, order, verification
 from benchmarks.shapes import MODELS, TOKENS
 from tests.tracking import processes
 
@@ -67,16 +67,24 @@ def test_every_shape_of_the_suites_is_called(monkeypatch):
         monkeypatch.setattr(moe_align, name, record)
     for call in compiling.suite_calls("cpu"):
         call()
-    rows = itertools.product(MODELS.values(), TOKENS, ["deterministic", "atomic"])
-    assert called["align_rows"] == [(tokens, model.top_k, name) for model, tokens, name in rows]
+    assert called["align_rows"] == [
+        (tokens, MODELS[model].top_k, option)
+        for model, tokens in itertools.product(MODELS, TOKENS)
+        for option in (
+            "deterministic",
+            "atomic",
+            *(order.untuned(model, tokens, name) for name in order.tried(model, tokens)),
+        )
+    ]
     layouts, models, tokens = flat.Layouts.params
     shapes = [(num_tokens, MODELS[model].top_k) for model, num_tokens in itertools.product(models, tokens)]
     assert called["align_offsets"] == shapes
     assert called["align_blocks"] == shapes * (len(layouts) - 1)
 
 
-def test_a_commit_without_flat_layouts_has_the_rows(monkeypatch):
+def test_a_commit_without_flat_layouts_or_strategies_has_the_rows(monkeypatch):
     monkeypatch.delattr(moe_align, "align_blocks")
+    monkeypatch.setattr(compiling.verification, "strategies", list)
     assert len(list(compiling.suite_calls("cpu"))) == 2 * len(MODELS) * len(TOKENS)
 
 

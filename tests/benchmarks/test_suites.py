@@ -16,7 +16,7 @@ from asv_runner.benchmarks import benchmark_types
 import benchmarks
 import moe_align
 from benchmarks import flat, neighbours, order, shapes
-from moe_align import dispatch
+from moe_align import dispatch, strategy
 from tests.tracking import processes
 
 assert asv_bench_gpu.__version__  # imported for the benchmark types it brings
@@ -53,6 +53,8 @@ def test_there_are_suites():
     assert set(SUITES) >= {
         "order.Rows",
         "order.Skew",
+        "order.Strategies",
+        "order.Served",
         "order.Empty",
         "flat.Layouts",
         "neighbours.Between",
@@ -217,6 +219,7 @@ def test_counts_move_to_aligned_places_of_their_own(copies):
     ("suite", "call", "arguments"),
     [
         *[(order.Rows, "gputime_rows", ("Qwen3 MoE (128, 8)", 16, name)) for name in order.IMPLEMENTATIONS],
+        *[(order.Strategies, "gputime_rows", ("Kimi-K3 (896, 16)", 128, name)) for name in ("scan", "sift", "tiles")],
         *[(flat.Layouts, "gputime_layout", (name, "Qwen3 MoE (128, 8)", 16)) for name in flat.BLOCK_SIZES],
     ],
 )
@@ -247,6 +250,40 @@ def test_a_call_between_others_is_checked(monkeypatch, kind, implementation):
             suite.check(*arguments)
     suite.teardown(*arguments)
     assert not dispatch._USE_PDL
+
+
+def test_strategies_are_those_of_the_package():
+    # Append-only: a figure of what served is a place in this list.
+    assert order.STRATEGIES[:4] == ["scan", "sift", "collect", "tiles"]
+    assert set(order.STRATEGIES) == set(strategy.strategies("deterministic"))
+
+
+@pytest.mark.parametrize("gpu", ["NVIDIA H200", "NVIDIA H100 80GB HBM3", None])
+def test_what_serves_a_shape_is_among_what_is_tried(gpu):
+    for model, tokens in itertools.product(shapes.MODELS, shapes.TOKENS):
+        num_experts, top_k = shapes.MODELS[model]
+        config = strategy.default_run_config("deterministic", tokens * top_k, num_experts, gpu)
+        assert config["strategy"] in order.tried(model, tokens), (model, tokens)
+
+
+def test_what_is_not_tried_has_no_figure():
+    suite = order.Strategies()
+    with pytest.raises(NotImplementedError, match="no strategy for a shape of this size"):
+        suite.setup(Verified(1), "Kimi-K3 (896, 16)", 1, "tiles")
+    with pytest.raises(NotImplementedError, match="the commit has no strategy 'merge'"):
+        suite.setup(Verified(1), "Kimi-K3 (896, 16)", 1, "merge")
+
+
+@pytest.mark.parametrize(("tokens", "place"), [(1, 1), (512, 3), (32768, 4)])
+def test_what_served_is_a_place_in_the_list(monkeypatch, tokens, place):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(strategy, "tuned_gpu", lambda device: "NVIDIA H200")
+    suite = order.Served()
+    suite.setup(Verified(1), "Kimi-K3 (896, 16)", tokens)
+    assert suite.track_strategy() == place
+    monkeypatch.delattr(strategy, "tuned_gpu")
+    with pytest.raises(NotImplementedError, match="does not say which table"):
+        suite.setup(Verified(1), "Kimi-K3 (896, 16)", tokens)
 
 
 def test_a_commit_without_flat_layouts_has_no_figure(monkeypatch):

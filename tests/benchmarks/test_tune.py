@@ -86,7 +86,9 @@ def test_a_configuration_that_writes_nothing_is_noticed(monkeypatch):
         pytest.param([5.0, 3.08, 3.0], [1, 3.0, 3.05], 2, id="gains-less-than-it-loses"),
         pytest.param([3.02, 3.01, 3.0], [1, 2, 3], 0, id="the-default-like-any-other"),
         pytest.param([5.0, 3.1, 3.0], [1, 1, 2], 2, id="not-as-near"),
-        pytest.param([5.0, 3.0, 3.01, 3.02, 3.03, 3.04, 3.05, 3.06], [1, 3, 3, 3, 3, 3, 3, 2], 7, id="as-many-as-are-near"),
+        pytest.param(
+            [5.0, 3.0, 3.01, 3.02, 3.03, 3.04, 3.05, 3.06], [1, 3, 3, 3, 3, 3, 3, 2], 7, id="as-many-as-are-near"
+        ),
     ],
 )
 def test_of_the_fastest_skew_decides_too(monkeypatch, times, skewed, chosen):
@@ -112,6 +114,7 @@ def test_who_was_fast_by_luck_is_timed_again(monkeypatch):
 
 
 @pytest.mark.gpu
+@pytest.mark.alone
 @each_table
 def test_tune_returns_a_configuration_that_is_right_and_no_slower(table):
     found = tune.tune(table, 8, 64)
