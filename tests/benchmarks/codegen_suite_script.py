@@ -90,11 +90,7 @@ def overlapping():
     with contextlib.ExitStack() as patches:
         use_pdl = {"use_pdl": True}
         patches.enter_context(unittest.mock.patch.dict(kernels.launch.Launcher.__init__.__kwdefaults__, use_pdl))
-        for module, name in [
-            (kernels.launch, "can_overlap"),
-            (kernels.regions, "on_nvidia"),
-            (kernels.tiles, "on_nvidia"),
-        ]:
+        for module, name in [(kernels.launch, "can_overlap"), (kernels.regions, "on_nvidia")]:
             patches.enter_context(unittest.mock.patch.object(module, name, return_value=True))
         made = [alignment(name, torch.int32, torch.float32) for name in STRATEGIES]
         made += [alignment("atomic", torch.int64, torch.bfloat16, num_tokens=32)]

@@ -20,8 +20,7 @@ import triton
 import triton.language as tl
 
 from moe_align.kernels import regions
-from moe_align.kernels.bins import clear_bins, count_into_bins, load_bins
-from moe_align.kernels.launch import Call, Launch, Plan, begin, on_nvidia, wait
+from moe_align.kernels.launch import Call, Launch, Plan, begin, wait
 
 #: Slots of a tile at most: two counts of a tile share 32 bits, and a thread has few slots to sort.
 MAX_TILE = 2048
@@ -31,8 +30,6 @@ _COUNT_BINS = 256
 _FLAT_BINS = 1024
 #: Experts that one program sums at most: 64 bytes of a row; memory delivers 32 at once.
 MAX_SUM_EXPERTS = 16
-#: Slots of a tile up to which counting in shared memory is faster than a histogram.
-_MAX_SHARED_TILE = 128
 #: Tiles summed at a time.
 _SUM_TILES = 512
 
@@ -55,7 +52,6 @@ def count_tiles_kernel(
     row_size,  # at least num_experts, a multiple of BINS
     TILE: tl.constexpr,
     BINS: tl.constexpr,
-    SHARED: tl.constexpr,  # whether they are counted by `bins`
     OVERLAP: tl.constexpr,
     FLAT: tl.constexpr = False,
     flat=None,  # launch.Flat in a flat layout
@@ -64,20 +60,10 @@ def count_tiles_kernel(
     begin(OVERLAP)
     first = tl.program_id(1) * BINS
     slots = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    if SHARED:
-        address = clear_bins(BINS)
     experts, kept = _load_experts(topk_ids_ptr, slots, num_slots, num_experts, FLAT, flat)
-    smaller = tl.zeros([], tl.int32)
-    if first > 0:
-        smaller = tl.sum((kept & (experts < first)).to(tl.int32), axis=0)
+    smaller = tl.sum((kept & (experts < first)).to(tl.int32), axis=0)
     kept = kept & (experts >= first) & (experts < first + BINS)
-    bins = tl.where(kept, experts - first, 0).to(tl.int32)
-    if SHARED:
-        count_into_bins(address, bins, kept)
-        tl.debug_barrier()
-        counts = load_bins(address, tl.arange(0, BINS))
-    else:
-        counts = tl.histogram(bins, BINS, mask=kept)
+    counts = tl.histogram(tl.where(kept, experts - first, 0).to(tl.int32), BINS, mask=kept)
     smaller += tl.cumsum(counts, axis=0) - counts
     row_ptr = workspace_ptr + tl.program_id(0).to(tl.int64) * row_size + first
     tl.store(row_ptr + tl.arange(0, BINS), counts | (smaller << 16))
@@ -177,11 +163,10 @@ def plan(call: Call, run_config: dict[str, int]) -> Plan:
     # Rows need no bins to be placed.
     place_bins = min(width, _FLAT_BINS) if call.flat else width
     row_size = triton.cdiv(call.num_experts, count_bins) * count_bins
-    shared = on_nvidia(call.device) and tile <= _MAX_SHARED_TILE
     count = Launch(
         count_tiles_kernel,
         (num_tiles, row_size // count_bins),
-        {"TILE": tile, "BINS": count_bins, "row_size": row_size, "SHARED": shared},
+        {"TILE": tile, "BINS": count_bins, "row_size": row_size},
         {"num_warps": max(1, min(tile // 128, 8))},
     )
     sum_experts = run_config["SUM_EXPERTS"]
