@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
-import itertools
 from typing import Any, NamedTuple
 
 from asv_bench_gpu.verification import Verified
@@ -65,12 +63,10 @@ def _compile_all() -> dict[str, dict[str, int]]:
     """Resources by kernel and target."""
     from asv_bench_gpu import codegen
 
-    launches = list(itertools.product(codegen.record(_launch_all), TARGETS))
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        resources = list(pool.map(codegen.resources, *zip(*launches, strict=True)))
     return {
-        f"{KERNELS[launch.kernel.__name__]} {target}": dataclasses.asdict(found)
-        for (launch, target), found in zip(launches, resources, strict=True)
+        f"{KERNELS[launch.kernel.__name__]} {target}": dataclasses.asdict(codegen.resources(launch, target))
+        for launch in codegen.record(_launch_all)
+        for target in TARGETS
     }
 
 
