@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from asv_bench_gpu import inherit
 from asv_bench_gpu.verification import Unavailable
 
 from benchmarks import compiling, verification
+from moe_align import strategy
 from tests.benchmarks import gate_script
 from tests.tracking import processes
 
@@ -94,6 +96,22 @@ def test_a_mistake_fails_verification(verdicts, name, difference):
 
 def test_a_kernel_that_raises_does_not_pass(verdicts):
     assert "no_such_function" in verdicts["kernel-raises"]
+
+
+@pytest.mark.parametrize("who", ["atomic", *(f"deterministic {name}" for name in strategy.strategies("deterministic"))])
+def test_ids_of_both_types_are_compared(monkeypatch, who):
+    def types(interpreting):
+        monkeypatch.setattr(verification, "_is_interpreting", lambda: interpreting)
+        found = (re.fullmatch(rf"{who}, (.*) (torch.int\d\d) of .*", what) for what, _ in verification.cases("cpu"))
+        return [match.groups() for match in found if match and "of 4" not in match[1] and "offsets" not in match[1]]
+
+    each = types(False)
+    assert {size for size, kind in each if kind == "torch.int32"} == {
+        size for size, kind in each if kind == "torch.int64"
+    }
+    fewer = types(True)
+    assert len(fewer) == len(verification._SIZES) == len(each) / 2
+    assert {kind for _, kind in fewer} == {"torch.int32", "torch.int64"}
 
 
 def test_every_mutant_is_judged(verdicts):
