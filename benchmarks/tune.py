@@ -189,7 +189,10 @@ def tune(table: str, num_experts: int, num_slots: int) -> dict[str, Any]:
     # The shortest of many single times is short by luck, and of the buffers' places.
     places = [[_alignment(table, num_experts, num_slots, routing) for routing in _ROUTINGS] for _ in range(_PLACES)]
     times = [
-        [statistics.median(_microseconds(place[routing], config) for place in places) for routing in range(2)]
+        [
+            statistics.median(_microseconds(place, config) for place in of_routing)
+            for of_routing in zip(*places, strict=True)
+        ]
         for config in finalists
     ]
     best = min(range(len(finalists)), key=lambda index: math.prod(times[index]))
