@@ -98,6 +98,9 @@ def test_a_waiver_is_another_limit_for_one_benchmark(clocked, written, asked):
             SUITE + removed("track"), r"removed\[1\]\.benchmarks: ", id="removed-what-the-policy-does-not-name"
         ),
         pytest.param(
+            SUITE + removed() + removed("value|same"), r"removed\[2\]\.benchmarks: .* as one before", id="removed-twice"
+        ),
+        pytest.param(
             SUITE + removed(commit="first"),
             r"removed\[1\]\.commit: expected one after the baseline",
             id="removed-before",

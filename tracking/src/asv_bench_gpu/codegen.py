@@ -106,7 +106,7 @@ def _recording(launches: list[Launch]) -> Iterator[None]:
 
 
 def resources(launch: Launch, target: str) -> Resources:
-    """Compile ``launch`` for ``target`` and read the machine code.
+    """Compile ``launch`` for ``target`` and read the machine code; not in several threads, which share LLVM's options.
 
     Args:
         launch: from `record`.

@@ -92,7 +92,7 @@ class Comparison:
         skipped: benchmark -> why neither commit can be measured here.
         new: benchmark -> why base cannot be measured, where head can, and a policy allows that: a time is not compared,
             another number has a limit of its own.
-        removed: benchmark -> why head cannot be measured, where base can, by the policy that accepts it.
+        removed: benchmark -> why a policy accepts that head cannot be measured, where base can, and what head says.
         problems: what went wrong where -> a message; then there is no verdict.
         unsettled: what disturbed the last round `ATTEMPTS` times; then nothing passes.
     """
@@ -398,10 +398,14 @@ class Session:
         }
 
     def _absent(self, base: Found, head: Found) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
-        """What neither commit can measure, what base alone cannot and need not, and what head: benchmark -> why."""
+        """What neither commit can measure; what only base cannot, being new; what only head, being removed: why."""
         skipped = {key: reason for key, reason in base.skipped.items() if key in head.skipped}
         new = {key: reason for key, reason in base.skipped.items() if key in self.new and key in head.values}
-        removed = {key: self.removed[key] for key in head.skipped if key in self.removed and key in base.values}
+        removed = {
+            key: f"{self.removed[key]}: {reason}"
+            for key, reason in head.skipped.items()
+            if key in self.removed and key in base.values
+        }
         return skipped, new, removed
 
     def _disturbances(self, pair: Pair) -> list[str]:

@@ -110,6 +110,8 @@ def _removed(rules: Policy, conf: Any, base: str, head: str, keys: list[str]) ->
                 f"{where}.benchmarks: expected to match a benchmark that a suite or quantity names, "
                 f"got {removal.benchmarks!r}"
             )
+        if twice := told.keys() & matching:
+            raise UsageError(f"{where}.benchmarks: {removal.benchmarks!r} matches {min(twice)}, as one before does")
         commit = _in_question(conf, base, head, removal.commit, argument=f"{where}.commit")
         told |= dict.fromkeys(matching, f"{removal.reason} ({commit[:8]})")
     return told
