@@ -15,6 +15,9 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # Only the plugins named here, whatever others the machine's own Python brings along.
 PYTEST := PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest -p xdist
 
+# One more than there are cores, because some tests wait for processes of theirs.
+WORKERS = $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+
 .PHONY: bench report test check lint types doctest fuzz sanitize setup wheelhouse clean
 
 bench: setup
@@ -25,7 +28,7 @@ report: setup
 
 test: setup
 	$(PYTEST) -m alone
-	$(PYTEST) -n auto --dist loadgroup -m "not alone"
+	$(PYTEST) -n $(WORKERS) --dist loadgroup -m "not alone"
 
 check: lint types doctest test
 
