@@ -19,7 +19,12 @@ def test_slots_need_not_fill_tiles(device, num_slots, block_size):
 
 
 @pytest.mark.parametrize("block_size", [1, 16, 32, 64, 512, tiles.MAX_TILE], ids="BLOCK_SIZE={}".format)
-@pytest.mark.parametrize("num_warps", [1, 4, 32], ids="num_warps={}".format)
+@pytest.mark.parametrize(
+    "num_warps",
+    # The interpreter has no warps.
+    [4, pytest.param(1, marks=pytest.mark.gpu), pytest.param(32, marks=pytest.mark.gpu)],
+    ids="num_warps={}".format,
+)
 def test_tiles_and_warps(device, block_size, num_warps):
     # A tile of fewer slots than its warps have lanes is widened.
     check(random_ids(150, 2, 9).to(device), 9, BLOCK_SIZE=block_size, num_warps=num_warps)
