@@ -230,7 +230,6 @@ class Session:
         self.identical: dict[str, Row] = {}
         #: Of what is judged, in the rounds until it passed.
         self.times: dict[str, list[verdict.Pair]] = {}
-        self.passed: set[str] = set()
         self.places = opened.places()
         self.margins = margins
         self.limits = limits
@@ -327,7 +326,12 @@ class Session:
         """What a round measures."""
         if not number:
             return [*self.margins, *self.limits]
-        return [key for key in self.margins if key not in self.identical and key not in self.passed]
+        return [key for key in self.margins if not self._has_passed(key)]
+
+    def _has_passed(self, key: str) -> bool:
+        """Whether a benchmark need not be measured again: it runs the same code, or was judged not to be slower."""
+        row = self.comparison.rows.get(key)
+        return row is not None and row.verdict == "pass"
 
     def _judged(self) -> list[str]:
         """Whose times are judged together. Round 0 decides: who belongs to the family must not depend on its times."""
@@ -451,7 +455,7 @@ class Session:
         comparison = self.comparison
         base, head = Found.of(pair.base), Found.of(pair.head)
         for key in self._judged():
-            if key not in self.passed:
+            if not self._has_passed(key):
                 self.times.setdefault(key, []).append((base.values.get(key), head.values.get(key)))
         rows = {
             key: Row(
@@ -462,7 +466,6 @@ class Session:
             )
             for key, row in self.judge(self.times).rows.items()
         }
-        self.passed = {key for key, row in rows.items() if row.verdict == "pass"}
         comparison.rounds += 1
         comparison.rows = _worst_first(rows, lambda row: row.ratio or math.inf) | self.identical
         comparison.problems = {key: row.reason for key, row in rows.items() if row.missing}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ def gate(
             margins, limits, new = matched.margins(), matched.limits(), matched.new()
             waivers = _waive(rules, conf, base, head, margins, limits)
             new |= {key: limits[key] for key in new.keys() & limits.keys() & waivers.keys()}
-            removed = _removed(rules, conf, base, head, [*matched.suites, *matched.quantities])
+            removed = _removed(rules, conf, base, head, matched)
         calibration = calibrate.known(opened, rules)
         comparison = compare.measure(
             opened,
@@ -99,22 +98,13 @@ def _waive(
     return told
 
 
-def _removed(rules: Policy, conf: Any, base: str, head: str, keys: list[str]) -> dict[str, str]:
-    """Of the benchmarks with these keys, what head must no longer have -> what to tell the reader."""
-    told: dict[str, str] = {}
-    for number, removal in enumerate(rules.removed, start=1):
-        where = f"removed[{number}]"
-        matching = [key for key in keys if re.search(removal.benchmarks, key)]
-        if not matching:
-            raise UsageError(
-                f"{where}.benchmarks: expected to match a benchmark that a suite or quantity names, "
-                f"got {removal.benchmarks!r}"
-            )
-        if twice := told.keys() & matching:
-            raise UsageError(f"{where}.benchmarks: {removal.benchmarks!r} matches {min(twice)}, as one before does")
-        commit = _in_question(conf, base, head, removal.commit, argument=f"{where}.commit")
-        told |= dict.fromkeys(matching, f"{removal.reason} ({commit[:8]})")
-    return told
+def _removed(rules: Policy, conf: Any, base: str, head: str, matched: Matched) -> dict[str, str]:
+    """What head must no longer have -> what to tell the reader."""
+    commits = {
+        removal: _in_question(conf, base, head, removal.commit, argument=f"removed[{number}].commit")
+        for number, removal in enumerate(rules.removed, start=1)
+    }
+    return {key: f"{removal.reason} ({commits[removal][:8]})" for key, removal in matched.removed.items()}
 
 
 def _in_question(conf: Any, base: str, head: str, name: str, argument: str) -> str:

@@ -201,15 +201,17 @@ class Policy:
         others: list[str] = []
         for key, (name, _) in opened.places().items():
             (timed if opened.benchmarks[name]["unit"] == "seconds" else others).append(key)
-        return Matched(_match("suite", self.suite, timed), _match("quantity", self.quantity, others))
+        suites, quantities = _match("suite", self.suite, timed), _match("quantity", self.quantity, others)
+        return Matched(suites, quantities, _match("removed", self.removed, [*suites, *quantities]))
 
 
 @dataclasses.dataclass(frozen=True)
 class Matched:
-    """By benchmark, the suite or the quantity that names it."""
+    """By benchmark, the suite or the quantity that names it, and of these benchmarks, what says that it was removed."""
 
     suites: dict[str, Suite]
     quantities: dict[str, Quantity]
+    removed: dict[str, Accepted]
 
     def margins(self) -> dict[str, float]:
         """By how many percent a time may be longer, as if nothing were waived."""
@@ -235,7 +237,7 @@ def blaming(policy: Path) -> Iterator[None]:
         raise UsageError(f"{policy}: {error}") from error
 
 
-Entry = TypeVar("Entry", Suite, Quantity)
+Entry = TypeVar("Entry", Suite, Quantity, Accepted)
 
 
 def _match(what: str, entries: tuple[Entry, ...], keys: list[str]) -> dict[str, Entry]:

@@ -172,13 +172,15 @@ def _body(comparison: Comparison, style: str) -> Iterator[str]:
     changed = {key: number for key, number in comparison.quantities.items() if number.base != number.head}
     if changed:
         yield from _table(changed, _quantity_cells, comparison.waivers, style)
-    for reason, count in Counter(map(_last_line, comparison.skipped.values())).items():
-        yield f"{count} not measured in either commit: {reason}"
     new = [reason for key, reason in comparison.new.items() if key not in comparison.quantities]
-    for reason, count in Counter(map(_last_line, new)).items():
-        yield f"{count} new in head, not compared: {reason}"
-    for reason, count in Counter(comparison.removed.values()).items():
-        yield f"{count} removed from head: {reason}"
+    not_compared = {
+        "not measured in either commit": map(_last_line, comparison.skipped.values()),
+        "new in head, not compared": map(_last_line, new),
+        "removed from head": comparison.removed.values(),
+    }
+    for what, reasons in not_compared.items():
+        for reason, count in Counter(reasons).items():
+            yield f"{count} {what}: {reason}"
     if comparison.calibration:
         yield f"calibration: {comparison.calibration}"
 
