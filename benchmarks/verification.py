@@ -68,8 +68,10 @@ def cases(device: str) -> Iterator[tuple[str, Callable[[], str | None]]]:
 
     configurations: list[tuple[str, str, dict[str, Any]]]
     configurations = [(name, name, {}) for name in ("reference", "deterministic", "atomic")]
+    interpreting = _is_interpreting()
+    few_programs = _FEW_PROGRAMS if interpreting else {}
     for name in strategies():
-        run_config = {"strategy": name, **(_FEW_PROGRAMS.get(name, {}) if _is_interpreting() else {})}
+        run_config = {"strategy": name, **few_programs.get(name, {})}
         configurations.append((f"deterministic {name}", "deterministic", {"run_config": run_config}))
     for who, implementation, options in configurations:
         routed = {routing: route(Model(20, 4), 600, routing, device)[0] for routing in ("one expert", "zipf")}
@@ -82,7 +84,7 @@ def cases(device: str) -> Iterator[tuple[str, Callable[[], str | None]]]:
             # Every third only looks like an expert in its lower 32 bits.
             types = [ids.int(), ids + 2**32 * (ids % 3 == 0)]
             # The interpreter takes seconds for some: one of the types.
-            for typed in [types[number % 2]] if _is_interpreting() else types:
+            for typed in [types[number % 2]] if interpreting else types:
                 what = f"{who}, {_described(typed, shape[2])}"
                 yield _rows_case(what, typed, shape[2], implementation, **options)
             # The atomic baseline has rows only, and commits before the other layouts have no more.
