@@ -322,7 +322,7 @@ def interpreted(*what: str) -> Iterator[Callable[[], Verified]]:
         def finish() -> Verified:
             output, errors = child.communicate()
             if child.returncode:
-                raise VerificationError(f"in Triton's interpreter:\n{errors}")
+                raise VerificationError(f"Triton's interpreter ended with code {child.returncode}\n{errors}".rstrip())
             return Verified(int(output))
 
         yield finish

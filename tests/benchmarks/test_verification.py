@@ -148,7 +148,7 @@ def test_a_kernel_that_raises_fails_verification_without_a_gpu(tmp_path):
     gate_script.mutate(gate_script.MUTANTS["kernel-raises"], tmp_path / "source")
     done = Environment(tmp_path / "environment", tmp_path / "source").verify_interpreted("comparisons")
     assert done.returncode != 0
-    assert "VerificationError: in Triton's interpreter:" in done.stderr
+    assert "VerificationError: Triton's interpreter ended with code 1\n" in done.stderr
     assert "no_such_function" in done.stderr
 
 

@@ -159,9 +159,11 @@ def test_the_headline_is_the_verdict(fields, headline):
     assert summary.text(comparison(**fields)).splitlines()[0] == headline
 
 
-def test_problems_are_named_by_their_last_line():
-    text = summary.text(comparison(problems={"head aaaaaaaa, build": "Traceback\n  lots\nno compiler\n", "b": ""}))
-    assert "\n- head aaaaaaaa, build: no compiler\n- b: \n" in text + "\n"
+def test_problems_are_named_by_the_line_that_says_what_went_wrong():
+    traceback = "Traceback (most recent call last):\n  File a\n{}\nsee the manual\n"
+    message = traceback.format("ValueError: too small") + "\nDuring that:\n\n" + traceback.format("OSError: disk full")
+    text = summary.text(comparison(problems={"head, build": "lots\nno compiler\n", "b": "", "c": message}))
+    assert "\n- head, build: no compiler\n- b: \n- c: OSError: disk full\n" in text + "\n"
 
 
 def test_what_disturbed_is_named():

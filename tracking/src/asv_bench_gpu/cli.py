@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from asv_bench_gpu import calibrate, changes, compare, gate, project, report, runner, summary, verdict
+from asv_bench_gpu.report.text import gist
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -209,7 +210,7 @@ def _run(arguments: argparse.Namespace) -> int:
     for path in ran.results:
         print(f"results {path}")
     for commit, number, kind, message in ran.failures:
-        print(f"FAILED  {commit[:8]} round {number}: {kind}: {(message.strip().splitlines() or [''])[-1]}")
+        print(f"FAILED  {commit[:8]} round {number}: {kind}: {gist(message)}")
     return ran.exit_code
 
 

@@ -15,7 +15,7 @@ from tabulate import tabulate
 from asv_bench_gpu.calibrate import Calibration
 from asv_bench_gpu.compare import Comparison, Judged, Quantity, Row
 from asv_bench_gpu.report.findings import Change, Findings
-from asv_bench_gpu.report.text import plural, probability, quantity
+from asv_bench_gpu.report.text import gist, plural, probability, quantity
 
 #: Rows of a table, unless more than that do not pass.
 _ROWS = 15
@@ -57,7 +57,7 @@ def junit(comparison: Comparison) -> str:
     for name, (outcome, message) in cases.items():
         case = ElementTree.SubElement(suite, "testcase", classname=_xml(name.partition("(")[0]), name=_xml(name))
         if outcome:
-            ElementTree.SubElement(case, outcome, message=_xml(_last_line(message))).text = _xml(message)
+            ElementTree.SubElement(case, outcome, message=_xml(gist(message))).text = _xml(message)
     counts = Counter(child.tag for test in suite for child in test)
     suite.attrib |= {"tests": str(len(suite)), "failures": str(counts["failure"])}
     suite.attrib |= {"errors": str(counts["error"]), "skipped": str(counts["skipped"])}
@@ -161,7 +161,7 @@ def _body(comparison: Comparison, style: str) -> Iterator[str]:
         f"probability of a wrong verdict at most {comparison.family_alpha:g}"
     )
     if comparison.problems:
-        yield "\n".join(f"- {what}: {_last_line(message)}" for what, message in comparison.problems.items())
+        yield "\n".join(f"- {what}: {gist(message)}" for what, message in comparison.problems.items())
     if comparison.unsettled:
         yield f"disturbed in every attempt at a further round: {comparison.unsettled}"
     timed = {key: row for key, row in comparison.rows.items() if not row.identical}
@@ -174,8 +174,8 @@ def _body(comparison: Comparison, style: str) -> Iterator[str]:
         yield from _table(changed, _quantity_cells, comparison.waivers, style)
     new = [reason for key, reason in comparison.new.items() if key not in comparison.quantities]
     not_compared = {
-        "not measured in either commit": map(_last_line, comparison.skipped.values()),
-        "new in head, not compared": map(_last_line, new),
+        "not measured in either commit": map(gist, comparison.skipped.values()),
+        "new in head, not compared": map(gist, new),
         "removed from head": comparison.removed.values(),
     }
     for what, reasons in not_compared.items():
@@ -240,10 +240,6 @@ def _number(value: float | None) -> str:
 
 def _time(seconds: float | None) -> str:
     return "?" if seconds is None else quantity(seconds, "seconds")
-
-
-def _last_line(message: str) -> str:
-    return (message.strip().splitlines() or [""])[-1]
 
 
 def _xml(text: str) -> str:

@@ -21,6 +21,7 @@ from asv.benchmarks import Benchmarks
 from asv.results import Results, iter_results_paths
 
 from asv_bench_gpu import journal, project
+from asv_bench_gpu.report.text import gist
 
 # asv records these of every machine; they say nothing that a reader of GPU figures asks for.
 _UNREMARKABLE = frozenset({"machine", "arch", "num_cpu", "os", "ram"})
@@ -420,8 +421,7 @@ def _reasons(name: str, rounds: list[journal.Round]) -> dict[Labels, str]:
         for reason, indices in figures.skipped.items():
             reasons.update((keys[index], reason) for index in indices)
         for index, message in figures.errors.items():
-            last_line = (message.strip().splitlines() or [""])[-1]
-            reasons[keys[int(index)]] = f"failed: {last_line}"
+            reasons[keys[int(index)]] = f"failed: {gist(message)}"
     return reasons
 
 

@@ -1,4 +1,4 @@
-"""Numbers as pages and tables write them. A ratio is never rounded in the subject's favour."""
+"""Numbers and errors as pages and tables write them. A ratio is never rounded in the subject's favour."""
 
 from __future__ import annotations
 
@@ -74,6 +74,19 @@ def plural(count: int, noun: str) -> str:
     ('1 shape', '2 shapes')
     """
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def gist(message: str) -> str:
+    r"""The line of an error's text that says what went wrong: of a traceback the exception's first, else the last.
+
+    >>> gist("Traceback (most recent call last):\n  File ...\nRuntimeError: out of memory\nSee the manual.\n")
+    'RuntimeError: out of memory'
+    >>> gist("a compiler's output\nerror: no such file\n")
+    'error: no such file'
+    """
+    _, traceback, raised = message.rpartition("Traceback (most recent call last):\n")
+    lines = raised.rstrip().splitlines() or [""]
+    return next((line for line in lines if not line.startswith(" ")), lines[-1]) if traceback else lines[-1]
 
 
 def _up(value: float, digits: int) -> decimal.Decimal:
