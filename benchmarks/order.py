@@ -151,7 +151,7 @@ class Strategies(_Order):
         if strategy not in strategies():
             raise NotImplementedError(f"the commit has no strategy {strategy!r}")
         if strategy not in tried(model, tokens):
-            raise NotImplementedError("no strategy for a shape of this size")
+            raise NotImplementedError("not worth trying for a shape of this size")
         self.prepare(verified, model, tokens, "uniform", "deterministic", run_config=untuned(model, tokens, strategy))
 
 

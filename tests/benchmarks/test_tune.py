@@ -113,6 +113,15 @@ def test_who_was_fast_by_luck_is_timed_again(monkeypatch):
     assert tune.tune("deterministic", 8, 64) == {"config": 0, "microseconds": 3.0, "default_microseconds": 3.0}
 
 
+def test_the_default_is_timed_again_however_slow_it_was(monkeypatch):
+    monkeypatch.setattr(tune, "untuned", lambda *_: 0)
+    monkeypatch.setattr(tune, "configurations", lambda *_: [1])
+    monkeypatch.setattr(tune, "_alignment", lambda *_: None)
+    times = {0: iter([9.0] + [3.2] * 8), 1: iter([3.0] * 9)}
+    monkeypatch.setattr(tune, "_microseconds", lambda _, config: next(times[config]))
+    assert tune.tune("deterministic", 8, 64) == {"config": 1, "microseconds": 3.0, "default_microseconds": 3.2}
+
+
 @pytest.mark.gpu
 @pytest.mark.alone
 @each_table
