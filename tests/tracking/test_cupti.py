@@ -47,7 +47,8 @@ def test_kernels_that_overlap_end_with_the_last_end():
         pytest.param((2, 3, 3.05, 1.5), None, id="tracing-explains-it"),
         pytest.param((2, 3, 3.2, 1.5), "on the same replays", id="not-on-the-same-replays"),
         pytest.param((20, 20.2, 20.7, 19), "the clocks differ: ", id="not-without-tracing"),
-        pytest.param((20, 19, 19, 18), "must cost time", id="faster-under-tracing"),
+        pytest.param((38, 37.4, 37.4, 44), None, id="a-longer-graph-starts-less-often"),
+        pytest.param((20, 19, 19, 18), "the clocks differ: ", id="not-because-it-starts-less-often"),
     ],
 )
 def test_what_counts_as_agreement(figures, message):
