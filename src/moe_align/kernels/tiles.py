@@ -52,6 +52,7 @@ def count_tiles_kernel(
     row_size,  # at least num_experts, a multiple of BINS
     TILE: tl.constexpr,
     BINS: tl.constexpr,
+    ALL: tl.constexpr,  # whether BINS covers every expert
     OVERLAP: tl.constexpr,
     FLAT: tl.constexpr = False,
     flat=None,  # launch.Flat in a flat layout
@@ -61,10 +62,11 @@ def count_tiles_kernel(
     first = tl.program_id(1) * BINS
     slots = tl.program_id(0) * TILE + tl.arange(0, TILE)
     experts, kept = _load_experts(topk_ids_ptr, slots, num_slots, num_experts, FLAT, flat)
-    smaller = tl.sum((kept & (experts < first)).to(tl.int32), axis=0)
-    kept = kept & (experts >= first) & (experts < first + BINS)
-    counts = tl.histogram(tl.where(kept, experts - first, 0).to(tl.int32), BINS, mask=kept)
-    smaller += tl.cumsum(counts, axis=0) - counts
+    in_bins = kept if ALL else kept & (experts >= first) & (experts < first + BINS)
+    counts = tl.histogram(tl.where(in_bins, experts - first, 0).to(tl.int32), BINS, mask=in_bins)
+    smaller = tl.cumsum(counts, axis=0) - counts
+    if not ALL:
+        smaller += tl.sum((kept & (experts < first)).to(tl.int32), axis=0)
     row_ptr = workspace_ptr + tl.program_id(0).to(tl.int64) * row_size + first
     tl.store(row_ptr + tl.arange(0, BINS), counts | (smaller << 16))
 
@@ -166,7 +168,7 @@ def plan(call: Call, run_config: dict[str, int]) -> Plan:
     count = Launch(
         count_tiles_kernel,
         (num_tiles, row_size // count_bins),
-        {"TILE": tile, "BINS": count_bins, "row_size": row_size},
+        {"TILE": tile, "BINS": count_bins, "ALL": row_size == count_bins, "row_size": row_size},
         {"num_warps": max(1, min(tile // 128, 8))},
     )
     sum_experts = run_config["SUM_EXPERTS"]
