@@ -264,7 +264,7 @@ def test_calibrate_passes_everything_on(call, monkeypatch):
     [
         pytest.param(OSError(28, "No space left on device", "results"), "asv-gpu: [Errno 28] No space", 2, id="disk"),
         pytest.param(ZeroDivisionError("a mistake of ours"), "Traceback", 2, id="mistake"),
-        pytest.param(KeyboardInterrupt(), "asv-gpu: interrupted; what is finished is kept", 130, id="interrupted"),
+        pytest.param(KeyboardInterrupt(), "asv-gpu: interrupted; every finished round is kept", 130, id="interrupted"),
     ],
 )
 def test_no_accident_ends_with_the_code_for_slower(call, monkeypatch, error, message, ends_with):

@@ -288,7 +288,7 @@ def main() -> None:
     except (project.UsageError, OSError, *report.ERRORS) as error:
         print(f"asv-gpu: {error}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("asv-gpu: interrupted; what is finished is kept, and the same command goes on", file=sys.stderr)
+        print("asv-gpu: interrupted; every finished round is kept, and the same command goes on", file=sys.stderr)
         sys.exit(130)  # as a shell has it
     except Exception:  # 1, with which Python would end, says that a commit is slower
         traceback.print_exc()

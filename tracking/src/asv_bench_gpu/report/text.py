@@ -86,7 +86,7 @@ def gist(message: str) -> str:
     """
     _, traceback, raised = message.rpartition("Traceback (most recent call last):\n")
     lines = raised.rstrip().splitlines() or [""]
-    return next((line for line in lines if not line.startswith(" ")), lines[-1]) if traceback else lines[-1]
+    return next((line for line in lines if traceback and not line.startswith(" ")), lines[-1])
 
 
 def _up(value: float, digits: int) -> decimal.Decimal:
