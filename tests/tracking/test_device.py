@@ -49,6 +49,21 @@ def test_facts_with_the_real_torch_and_its_gpus_hidden():
     assert shown == "['python', 'torch', 'triton'] None\n"
 
 
+@pytest.mark.parametrize(
+    ("version", "imported"),
+    [("cuda = hip = None", False), ("cuda, hip = '13.0', None", True), ("cuda, hip = None, '7.0'", True), (None, True)],
+    ids=["for-none", "cuda", "hip", "unknown"],
+)
+def test_only_a_torch_for_gpus_is_asked(tmp_path, version, imported):
+    folder = tmp_path / "torch"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("class cuda:\n    is_available = staticmethod(lambda: True)\n")
+    if version:
+        (folder / "version.py").write_text(version)
+    script = "import sys; from asv_bench_gpu import device; print(device.is_present(), 'torch' in sys.modules)"
+    assert processes.output("-c", script, path=[tmp_path]) == f"{imported} {imported}\n"
+
+
 def test_no_state_without_nvml(without_gpu):
     assert device.probe()() is None
 

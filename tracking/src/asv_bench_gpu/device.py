@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import importlib.util
 import platform
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 # How long a fresh process may take to use the GPU.
@@ -67,12 +70,25 @@ def facts() -> dict[str, str]:
 
 
 def is_present() -> bool:
-    """Whether torch sees a GPU."""
+    """Whether torch sees a GPU. A torch that is built for none is not imported, which takes seconds."""
+    if "torch" not in sys.modules and not _has_torch_for_gpus():
+        return False
     try:
         import torch
     except ImportError:
         return False
     return bool(torch.cuda.is_available())
+
+
+def _has_torch_for_gpus() -> bool:
+    found = importlib.util.find_spec("torch")
+    if not found or not found.origin:
+        return False
+    version = Path(found.origin).with_name("version.py")
+    if not version.exists():
+        return True  # not as torch ships it: who asks has to import it
+    built_for = runpy.run_path(str(version))
+    return bool(built_for.get("cuda") or built_for.get("hip"))
 
 
 def check() -> None:

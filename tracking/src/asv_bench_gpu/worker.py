@@ -2,7 +2,7 @@
 
 `python -m asv_bench_gpu.worker REQUEST PROGRESS_FD`, started by `asv_bench_gpu.project` in the commit's environment.
 asv itself starts a process per parameter; here all of them share one, so that verification happens where the measuring
-does and a round costs one import of torch. The benchmarks are asv's, found and called as asv does.
+does and a round costs at most one import of torch. The benchmarks are asv's, found and called as asv does.
 """
 
 from __future__ import annotations
