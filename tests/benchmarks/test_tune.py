@@ -104,22 +104,25 @@ def test_of_the_fastest_skew_decides_too(monkeypatch, times, skewed, chosen):
     }
 
 
-def test_who_was_fast_by_luck_is_timed_again(monkeypatch):
+@pytest.mark.parametrize(
+    ("default", "other", "found"),
+    [
+        pytest.param([3.0] * 9, [2.95] + [3.1] * 8, (0, 3.0, 3.0), id="who-was-fast-by-luck"),
+        pytest.param([9.0] + [3.2] * 8, [3.0] * 9, (1, 3.0, 3.2), id="the-default-however-slow-it-was"),
+    ],
+)
+def test_some_are_timed_again(monkeypatch, default, other, found):
+    times = {0: iter(default), 1: iter(other)}
     monkeypatch.setattr(tune, "untuned", lambda *_: 0)
     monkeypatch.setattr(tune, "configurations", lambda *_: [1])
     monkeypatch.setattr(tune, "_alignment", lambda *_: None)
-    times = {0: iter([3.0] * 9), 1: iter([2.95] + [3.1] * 8)}
     monkeypatch.setattr(tune, "_microseconds", lambda _, config: next(times[config]))
-    assert tune.tune("deterministic", 8, 64) == {"config": 0, "microseconds": 3.0, "default_microseconds": 3.0}
-
-
-def test_the_default_is_timed_again_however_slow_it_was(monkeypatch):
-    monkeypatch.setattr(tune, "untuned", lambda *_: 0)
-    monkeypatch.setattr(tune, "configurations", lambda *_: [1])
-    monkeypatch.setattr(tune, "_alignment", lambda *_: None)
-    times = {0: iter([9.0] + [3.2] * 8), 1: iter([3.0] * 9)}
-    monkeypatch.setattr(tune, "_microseconds", lambda _, config: next(times[config]))
-    assert tune.tune("deterministic", 8, 64) == {"config": 1, "microseconds": 3.0, "default_microseconds": 3.2}
+    config, microseconds, default_microseconds = found
+    assert tune.tune("deterministic", 8, 64) == {
+        "config": config,
+        "microseconds": microseconds,
+        "default_microseconds": default_microseconds,
+    }
 
 
 @pytest.mark.gpu
